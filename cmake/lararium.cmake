@@ -1,0 +1,58 @@
+# What every target of the project is built with, and the one way to declare a layer.
+
+find_program(LARARIUM_CCACHE ccache)
+if(LARARIUM_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${LARARIUM_CCACHE})
+endif()
+
+add_library(lararium_options INTERFACE)
+target_include_directories(lararium_options INTERFACE ${CMAKE_SOURCE_DIR}/include)
+target_compile_options(lararium_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+                       -Wno-sign-conversion -Wnon-virtual-dtor -Woverloaded-virtual -Werror=return-type)
+if(LARARIUM_SANITIZE)
+  target_compile_options(lararium_options INTERFACE -fsanitize=${LARARIUM_SANITIZE} -fno-omit-frame-pointer
+                         -fno-sanitize-recover=all)
+  target_link_options(lararium_options INTERFACE -fsanitize=${LARARIUM_SANITIZE})
+endif()
+
+# lararium_layer(NAME SOURCES a.cpp... USES layer... LIBRARIES external...)
+# declares the static library of one folder under src/. tools/check_layers checks what it includes.
+function(lararium_layer name)
+  cmake_parse_arguments(LAYER "" "" "SOURCES;USES;LIBRARIES" ${ARGN})
+  add_library(lararium_${name} STATIC ${LAYER_SOURCES})
+  add_library(lararium::${name} ALIAS lararium_${name})
+  list(TRANSFORM LAYER_USES PREPEND "lararium::")
+  target_link_libraries(lararium_${name} PUBLIC lararium_options ${LAYER_USES} PRIVATE ${LAYER_LIBRARIES})
+endfunction()
+
+# lararium_unit_test(NAME SOURCES a.cpp... USES layer...) declares a GoogleTest program that CTest runs.
+function(lararium_unit_test name)
+  cmake_parse_arguments(TEST "" "" "SOURCES;USES;LIBRARIES" ${ARGN})
+  add_executable(${name} ${TEST_SOURCES})
+  list(TRANSFORM TEST_USES PREPEND "lararium::")
+  target_link_libraries(${name} PRIVATE lararium_options ${TEST_USES} ${TEST_LIBRARIES} GTest::gtest_main)
+  add_test(NAME unit.${name} COMMAND ${name})
+  set_tests_properties(unit.${name} PROPERTIES LABELS unit TIMEOUT 120)
+endfunction()
+
+# lararium_fuzzer(NAME SOURCE USES layer...) declares a libFuzzer program; CTest runs it for a bounded time.
+function(lararium_fuzzer name source)
+  cmake_parse_arguments(FUZZ "" "" "USES" ${ARGN})
+  add_executable(fuzz_${name} ${source})
+  list(TRANSFORM FUZZ_USES PREPEND "lararium::")
+  target_link_libraries(fuzz_${name} PRIVATE lararium_options ${FUZZ_USES})
+  target_compile_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  set(corpus ${CMAKE_SOURCE_DIR}/fuzz/corpus/${name})
+  set(found ${CMAKE_BINARY_DIR}/fuzz-found/${name})
+  file(MAKE_DIRECTORY ${found})
+  set(arguments -max_total_time=${LARARIUM_FUZZ_SECONDS} -rss_limit_mb=2048 -timeout=10 -print_final_stats=0 -verbosity=0
+                -artifact_prefix=${found}/)
+  if(EXISTS ${corpus})
+    add_test(NAME fuzz.${name} COMMAND fuzz_${name} ${arguments} ${found} ${corpus})
+  else()
+    add_test(NAME fuzz.${name} COMMAND fuzz_${name} ${arguments} ${found})
+  endif()
+  set_tests_properties(fuzz.${name} PROPERTIES LABELS fuzz TIMEOUT 600)
+endfunction()
+set(LARARIUM_FUZZ_SECONDS 5 CACHE STRING "How long CTest lets each fuzzer run")

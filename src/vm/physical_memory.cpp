@@ -1,0 +1,46 @@
+#include "lararium/vm/physical_memory.h"
+
+#include <algorithm>
+
+namespace lararium {
+
+PhysicalMemory::~PhysicalMemory() = default;
+
+std::uint64_t PhysicalMemory::total_size() const {
+  std::uint64_t total = 0;
+  for (const auto &range : ranges_)
+    total += range.size;
+  return total;
+}
+
+void PhysicalMemory::set_ranges(std::vector<RamRange> ranges) {
+  std::ranges::sort(ranges, {}, &RamRange::base);
+  ranges_ = std::move(ranges);
+}
+
+std::vector<RamRange> PhysicalMemory::populated(Gpa base, std::uint64_t size) const {
+  std::vector<RamRange> result;
+  for (const auto &range : ranges_) {
+    const auto begin = std::max(range.base.value, base.value);
+    const auto end = std::min(range.base.value + range.size, base.value + size);
+    if (begin < end)
+      result.push_back({Gpa{begin}, end - begin, range.block});
+  }
+  return result;
+}
+
+bool PhysicalMemory::read_unmapped(Gpa address, std::span<std::byte> out) const {
+  // The parts of a read that crosses runs; each part is at least one byte, so the loop ends.
+  while (!out.empty()) {
+    const Bytes bytes = view(address);
+    if (bytes.empty())
+      return false;
+    const auto length = std::min(bytes.size(), out.size());
+    std::memcpy(out.data(), bytes.data(), length);
+    out = out.subspan(length);
+    address += length;
+  }
+  return true;
+}
+
+} // namespace lararium
