@@ -1,0 +1,9 @@
+"""The two ways in which something here goes wrong."""
+
+
+class LabError(Exception):
+    """Something is broken: the message says what, and what to do about it."""
+
+
+class Skip(LabError):
+    """This machine cannot do what was asked for (no huge pages, no libvirt, no network). A test skips on it."""
