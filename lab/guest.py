@@ -1,0 +1,349 @@
+"""A guest that runs: boot it, run commands in it, talk to its monitor, stop it.
+
+    with Guest(kernel="6.1-cloud", backend="memfd") as guest:
+        code, output = guest.run("ps")
+"""
+
+import atexit
+import ctypes
+import dataclasses
+import itertools
+import os
+import pathlib
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import typing
+
+from . import guardian, hugepages, initrd, kernels, paths, qemu, qmp, state
+from .console import Console
+from .errors import LabError, Skip
+
+BOOT_TIMEOUT = 120
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_numbers = itertools.count(1)
+_running: set["Guest"] = set()
+
+
+class Result(typing.NamedTuple):
+    """How a command in the guest ended. Output that is not UTF-8 keeps its bytes as surrogates."""
+    code: int
+    output: str
+
+
+@dataclasses.dataclass
+class Job:
+    """A program in the guest's background. READY has the words key=value of the line with which it said so."""
+    guest: "Guest"
+    pid: int
+    line: str
+    ready: dict[str, str]
+    log: str
+
+    def output(self) -> str:
+        return self.guest.check(f"cat {self.log}")
+
+    def alive(self) -> bool:
+        return self.guest.run(f"kill -0 {self.pid}").code == 0
+
+    def stop(self, signal_name: str = "TERM"):
+        self.guest.run(f"kill -{signal_name} {self.pid}; for i in $(seq 100); do kill -0 {self.pid} || break; "
+                       "usleep 20000; done")
+
+
+class Guest:
+    """A guest machine. It boots when it is made and ends with the `with` block, or with this process."""
+
+    def __init__(self, kernel: str = "6.1-cloud", *, name: str | None = None, for_test: bool = True,
+                 boot_timeout: float = BOOT_TIMEOUT, wait: bool = True, **options):
+        """OPTIONS are the fields of qemu.Options. With FOR_TEST the guest ends with this process."""
+        self.options = qemu.Options(kernel=kernel, **options)
+        self.name = name or f"lab-{kernel}-{os.getpid()}-{next(_numbers)}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            raise LabError(f"not a name for a guest: {self.name!r}")
+        self.kernel = kernels.fetch(kernel)
+        self.qemu = self._find_qemu()
+        image, ramdisk = self.kernel.image, initrd.build(self.kernel)
+        self.process = self.guardian = self.console = None
+        self.boot_seconds = None
+        self._lock = threading.RLock()
+        self._make_folder()
+        try:
+            if for_test:
+                self.guardian = guardian.start(self.folder)
+                _running.add(self)
+            self._start(image, ramdisk, for_test)
+            self._connect_console()
+            if wait:
+                self.wait_boot(boot_timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    @classmethod
+    def attach(cls, name: str) -> "Guest":
+        """A guest that another process started, such as `lab boot`."""
+        folder = paths.run_dir() / name
+        known = state.load(folder)
+        if known is None:
+            raise LabError(f"no guest is called {name}; lab/lab list shows them")
+        if not state.is_alive(known):
+            raise LabError(f"the guest {name} ended; lab/lab stop {name} cleans up")
+        guest = cls.__new__(cls)
+        guest.options = qemu.Options(**known["options"])
+        guest.name, guest.folder, guest.state = name, folder, known
+        guest.sockets = pathlib.Path(known["sockets"])
+        guest.kernel = kernels.cached(guest.options.kernel)
+        guest.process = guest.guardian = guest.console = guest.boot_seconds = None
+        guest._lock = threading.RLock()
+        return guest
+
+    def __enter__(self) -> "Guest":
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self.state["pid"]
+
+    @property
+    def qmp_socket(self) -> pathlib.Path:
+        return self.sockets / "qmp.sock"
+
+    @property
+    def hmp_socket(self) -> pathlib.Path:
+        return self.sockets / "hmp.sock"
+
+    @property
+    def console_log(self) -> pathlib.Path:
+        """All that the guest ever printed on its console."""
+        return self.folder / "console.log"
+
+    def alive(self) -> bool:
+        return state.is_alive(self.state)
+
+    def wait_boot(self, timeout: float = BOOT_TIMEOUT):
+        """Waits for the shell of a guest that boots, or boots again."""
+        began = time.monotonic()
+        try:
+            self._shell().wait_ready(timeout)
+        except (LabError, TimeoutError) as error:
+            raise LabError(f"the guest {self.name} did not boot: {error}\n{self._last_words()}") from error
+        self.boot_seconds = time.monotonic() - began
+
+    def run(self, command: str, timeout: float = 60) -> Result:
+        """Runs a shell command in the guest. What it leaves in the background should be started by start()."""
+        code, output = self.run_bytes(command, timeout)
+        return Result(code, output.decode(errors="surrogateescape"))
+
+    def run_bytes(self, command: str | bytes, timeout: float = 60) -> tuple[int, bytes]:
+        """Like run(), with the output as bytes."""
+        with self._lock:
+            return self._shell(synchronise=True).run(command, timeout)
+
+    def check(self, command: str, timeout: float = 60) -> str:
+        """The output of a command that must succeed."""
+        result = self.run(command, timeout)
+        if result.code:
+            raise LabError(f"in the guest, {command!r} ended with {result.code}: {result.output[-2000:]}")
+        return result.output
+
+    def start(self, command: str, timeout: float = 60) -> Job:
+        """Starts a program in the guest's background and waits until it prints a line that begins with "ready"."""
+        log = f"/run/lab/job.{next(_numbers)}.{time.monotonic_ns() & 0xffffff:x}"
+        tries = max(int(timeout / 0.05), 1)
+        output = self.check(f"setsid sh -c {shlex.quote('exec ' + command)} </dev/null >{log} 2>&1 & p=$!; i=0\n"
+                            f"until grep -q ^ready {log} || [ $i -ge {tries} ] || ! kill -0 $p 2>/dev/null; "
+                            "do usleep 50000; i=$((i+1)); done\n"
+                            f"echo $p; cat {log}", timeout * 2)
+        pid, _, printed = output.partition("\n")
+        match = re.search(r"^ready.*", printed, re.M)
+        if not match:
+            raise LabError(f"in the guest, {command!r} did not become ready: {printed[-2000:]}")
+        return Job(self, int(pid), match[0], dict(re.findall(r"([\w.]+)=(\S*)", match[0])), log)
+
+    def put(self, content: bytes, path: str, mode: int | None = None, timeout: float = 120):
+        """Writes a file in the guest."""
+        with self._lock:
+            self._shell(synchronise=True).put(content, path, timeout)
+        if mode is not None:
+            self.check(f"chmod {mode:o} {shlex.quote(path)}")
+
+    def get(self, path: str, timeout: float = 120) -> bytes:
+        """The content of a file in the guest."""
+        code, output = self.run_bytes(f"cat {shlex.quote(path)}", timeout)
+        if code:
+            raise LabError(f"cannot read {path} in the guest: {output.decode(errors='replace').strip()}")
+        return output
+
+    def qmp(self, command: str, timeout: float = 30, **arguments):
+        """What QEMU answers to a QMP command. An underscore in an argument's name stands for a dash."""
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return qmp.execute(self._monitor(), command, timeout, **arguments)
+
+    def hmp(self, command: str, timeout: float = 30) -> str:
+        """What QEMU prints for a command of its human monitor."""
+        if self.options.monitor == "hmp" and not self.options.control:
+            return qmp.human(self.hmp_socket, command, timeout)
+        return qmp.execute(self._monitor(), "human-monitor-command", timeout, **{"command-line": command})
+
+    def reset(self, timeout: float = BOOT_TIMEOUT):
+        """Pushes the reset button and waits until the guest is up again."""
+        self.hmp("system_reset")
+        with self._lock:
+            self.wait_boot(timeout)
+
+    def hotplug_memory(self, length: str = "128M") -> str:
+        """Plugs a piece of memory in and brings it online; the id of the new device. Needs max_memory."""
+        number = next(_numbers)
+        backend = {"qom_type": "memory-backend-ram"}
+        if self.options.backend != "anon":
+            backend = {"qom_type": "memory-backend-memfd", "share": self.options.backend != "private"}
+        self.qmp("object-add", id=f"plug{number}", size=qemu.size(length), **backend)
+        self.qmp("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"plug{number}")
+        wanted = "grep -c . /proc/iomem"
+        self.check("i=0; while [ $i -lt 50 ]; do for f in /sys/devices/system/memory/memory*/state; do "
+                   "grep -q offline $f && echo online >$f && done=1; done; "
+                   "[ \"$done\" ] && break; usleep 100000; i=$((i+1)); done; " + wanted)
+        return f"dimm{number}"
+
+    def stop(self):
+        """Ends the guest and removes what it left."""
+        with self._lock:
+            _running.discard(self)
+            if self.console:
+                self.console.close()
+                self.console = None
+            state.clean_up(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.process:
+                self.process.wait()
+            if self.guardian:
+                self.guardian.stdin.close()
+                self.guardian.wait()
+                self.guardian = None
+
+    def describe(self) -> dict:
+        """What a person or a program needs to know to use the guest."""
+        return {"name": self.name, "pid": self.pid, "kernel": self.options.kernel, "release": self.state["release"],
+                "qemu": self.state["qemu"], "folder": str(self.folder), "console": str(self.sockets / "serial.sock"),
+                "qmp": str(self.qmp_socket) if self.options.monitor in ("qmp", "both") else None,
+                "hmp": str(self.hmp_socket) if self.options.monitor in ("hmp", "both") else None,
+                "alive": self.alive(), "options": self.state["options"]}
+
+    def _find_qemu(self) -> qemu.Qemu:
+        return qemu.find(self.options.qemu)
+
+    def _make_folder(self):
+        self.folder = paths.run_dir() / self.name
+        old = state.load(self.folder)
+        if old and state.is_alive(old):
+            raise LabError(f"a guest called {self.name} is running already")
+        state.clean_up(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self.sockets = paths.socket_dir(self.folder)
+        self.state = {"name": self.name, "pid": None, "start_time": None, "sockets": str(self.sockets), "files": [],
+                      "release": self.kernel.release, "qemu": self.qemu.version if self.qemu else None,
+                      "options": dataclasses.asdict(self.options)}
+        self._save()
+
+    def _save(self, **changes):
+        self.state.update(changes)
+        state.save(self.folder, self.state)
+
+    def _start(self, image: pathlib.Path, ramdisk: pathlib.Path, for_test: bool):
+        options = self.options
+        if options.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            raise Skip("/dev/kvm cannot be used")
+        line = qemu.command(options, self.qemu, self.name, self.sockets, self.folder, image, ramdisk)
+        kind, _, where = options.backend.partition(":")
+        if kind == "file" and where:
+            self._save(files=[f"{where}/{self.name}.ram{node}" for node in range(max(options.numa, 1))])
+        if kind == "hugetlbfs":
+            self._save(hugepages=hugepages.borrow(self.folder, qemu.size(options.memory)))
+        user = None
+        if options.start_as:
+            user = self._give_to(options.start_as)
+        parent = os.getpid()
+        main_thread = threading.current_thread() is threading.main_thread()
+
+        def prepare():
+            # The signal comes when the starting thread ends, so only the main one stands for the process.
+            if for_test and main_thread:
+                _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                if os.getppid() != parent:
+                    os._exit(1)
+
+        with open(self.folder / "qemu.log", "wb") as log:
+            self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env={**os.environ, **self.qemu.environment}, start_new_session=True,
+                                            preexec_fn=prepare, **(user or {}))
+        self._save(pid=self.process.pid, start_time=state.start_time(self.process.pid), command=line)
+
+    def _give_to(self, user: str) -> dict:
+        """Makes the guest's folders USER's; the arguments that start a process as them."""
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError:
+            raise LabError(f"no user is called {user}") from None
+        if os.geteuid() != 0:
+            raise Skip("starting QEMU as another user needs root")
+        for folder in {self.folder, self.sockets}:
+            os.chown(folder, entry.pw_uid, entry.pw_gid)
+            for path in folder.iterdir():
+                if path.is_file():
+                    os.chown(path, entry.pw_uid, entry.pw_gid)
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+    def _connect_console(self):
+        path = self.sockets / "serial.sock"
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.console = Console(path)
+                return
+            except OSError:
+                if not self.alive() or time.monotonic() > deadline:
+                    raise LabError(f"QEMU did not start:\n{self._last_words()}") from None
+                time.sleep(0.02)
+
+    def _shell(self, synchronise: bool = False) -> Console:
+        if self.console is None:
+            self._connect_console()
+            if synchronise:
+                self.console.synchronise()
+        return self.console
+
+    def _monitor(self) -> pathlib.Path:
+        if self.options.control:
+            return self.sockets / "control.sock"
+        if self.options.monitor in ("qmp", "both"):
+            return self.qmp_socket
+        raise LabError(f"the guest {self.name} has no QMP socket (monitor={self.options.monitor})")
+
+    def _last_words(self) -> str:
+        words = []
+        for name in ("qemu.log", "console.log"):
+            try:
+                text = (self.folder / name).read_bytes()[-3000:].decode(errors="replace").strip()
+            except OSError:
+                continue
+            if text:
+                words.append(f"--- {name}\n{text}")
+        return "\n".join(words)
+
+
+@atexit.register
+def _stop_all():
+    for guest in list(_running):
+        guest.stop()
