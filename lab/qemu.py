@@ -228,8 +228,14 @@ def _download(version: str, tree: pathlib.Path):
         for package in packages:
             if not package.name.startswith(("libc6_", "debconf_", "passwd_", "adduser_")):
                 apt.extract(package, fresh)
-        if not (fresh / "usr/bin/qemu-system-x86_64").exists():
+        binary = fresh / "usr/bin/qemu-system-x86_64"
+        if not any(package.name.startswith("qemu-system-x86_") and f"{version}." in package.name
+                   for package in packages) or not binary.exists():
             raise Skip(f"no QEMU {version} in {suites[-1]}")
+        # It would also look for its modules where the machine's own QEMU has those of another build, and give up on
+        # seeing them. Its own are found through the environment.
+        folder = b"\0/usr/lib/x86_64-linux-gnu/qemu\0"
+        binary.write_bytes(binary.read_bytes().replace(folder, b"\0/nonexistent".ljust(len(folder), b"\0")))
         for folder in ("usr/share", "etc", "var"):
             for path in list((fresh / folder).glob("*")):
                 if str(path.relative_to(fresh)) not in FIRMWARE and path.is_dir():
