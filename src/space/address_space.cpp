@@ -143,4 +143,26 @@ std::vector<MappedExtent> AddressSpace::extents(Gva begin, Gva end, std::size_t 
   return std::move(search.found);
 }
 
+std::size_t read_uncached(const PhysicalMemory &memory, x86_64::PageTableRoot root, Gva address,
+                          std::span<std::byte> out) {
+  std::size_t done = 0;
+  while (done < out.size()) {
+    const auto translation = x86_64::translate(root, address + done, [&](Gpa entry) -> std::optional<std::uint64_t> {
+      std::uint64_t value = 0;
+      if (!memory.read(entry, writable_bytes_of(value)))
+        return std::nullopt;
+      return value;
+    });
+    if (!translation)
+      break;
+    const std::uint64_t rest_of_page =
+        translation->page_bytes - (translation->address.value & (translation->page_bytes - 1));
+    const auto part = out.subspan(done, std::min<std::uint64_t>(out.size() - done, rest_of_page));
+    if (!memory.read(translation->address, part))
+      break;
+    done += part.size();
+  }
+  return done;
+}
+
 } // namespace lararium

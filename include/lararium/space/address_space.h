@@ -91,4 +91,9 @@ private:
   mutable std::array<CacheLine, cache_lines> cache_{};
 };
 
+// As many bytes from the start as are mapped, walking `root` with no cache: for a few reads each in many address
+// spaces, where setting up an AddressSpace would cost more than it saves.
+[[nodiscard]] std::size_t read_uncached(const PhysicalMemory &memory, x86_64::PageTableRoot root, Gva address,
+                                        std::span<std::byte> out);
+
 } // namespace lararium

@@ -1,0 +1,35 @@
+// Linux guests: finding the kernel in a target and rebuilding what it is doing.
+#pragma once
+
+#include "lararium/os/common/operating_system.h"
+#include "lararium/symbols/profile.h"
+#include "lararium/vm/target.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace lararium::linux_guest {
+
+struct AttachOptions {
+  const ProfileCache *cache = nullptr;    // null: neither read nor written
+  std::shared_ptr<const Profile> profile; // of an ISF file that the user gave; null: from the guest itself
+};
+
+// How the guest's kernel was found, and what it took.
+struct AttachReport {
+  std::string found_by;       // "the CR3 of vCPU 0"
+  std::string profile_source; // "cache", "guest memory", "file"
+  std::vector<std::string> warnings;
+};
+
+// Finds the running Linux kernel. `target` must outlive the result. Errors: unknown_os when there is no Linux kernel
+// (or not yet), no_types when its kernel carries no BTF and no profile was given, corrupt when memory contradicts
+// itself.
+[[nodiscard]] Result<std::unique_ptr<OperatingSystem>> attach(const Target &target, const AttachOptions &options,
+                                                              AttachReport *report = nullptr);
+
+// The kernel's profile alone, for export and tests.
+[[nodiscard]] Result<std::shared_ptr<const Profile>> profile_of(const Target &target, const AttachOptions &options);
+
+} // namespace lararium::linux_guest

@@ -1,0 +1,91 @@
+#include "locate.h"
+
+#include "lararium/symbols/vmcoreinfo.h"
+
+#include <algorithm>
+#include <fmt/format.h>
+
+namespace lararium::linux_guest {
+namespace {
+
+// The kernel's image is mapped in this part of the address space (Documentation/arch/x86/x86_64/mm.rst): 1 GiB at the
+// most with KASLR, and nothing else is; modules follow.
+constexpr Gva image_region_begin{0xffffffff80000000};
+constexpr Gva image_region_end{0xffffffffc0000000};
+constexpr std::uint64_t smallest_image = 8 << 20;
+constexpr std::size_t extent_limit = 4096;
+constexpr std::size_t location_limit = 16;
+
+std::optional<KernelLocation> location_under(const PhysicalMemory &memory, x86_64::PageTableRoot root,
+                                             std::string found_by) {
+  const AddressSpace space(memory, root);
+  const auto extents = space.extents(image_region_begin, image_region_end, extent_limit);
+  if (extents.empty())
+    return std::nullopt;
+  // The image is one piece in physical memory; what was freed after boot (.init) leaves holes in the mapping. Whatever
+  // does not keep the first page's distance is not part of it.
+  const MappedExtent &first = extents.front();
+  const std::uint64_t distance = first.base.value - first.physical.value;
+  Gva end = first.base + first.size;
+  for (const auto &extent : extents)
+    if (extent.base.value - extent.physical.value == distance)
+      end = extent.base + extent.size;
+  const std::uint64_t size = end - first.base;
+  if (size < smallest_image)
+    return std::nullopt;
+  return KernelLocation{root, first.base, first.physical, size, std::move(found_by)};
+}
+
+void add_location(std::vector<KernelLocation> &locations, std::optional<KernelLocation> location) {
+  if (!location || locations.size() >= location_limit)
+    return;
+  for (const auto &known : locations)
+    if (known.base == location->base && known.physical_base == location->physical_base)
+      return;
+  locations.push_back(std::move(*location));
+}
+
+void add_from_vmcoreinfo(std::vector<KernelLocation> &locations, const PhysicalMemory &memory, std::string_view text,
+                         const std::string &found_by) {
+  const auto parsed = Vmcoreinfo::parse(text);
+  if (!parsed)
+    return;
+  const auto table = parsed->symbol("swapper_pg_dir");
+  const auto phys_base = parsed->number("phys_base");
+  if (!table || !phys_base)
+    return;
+  const Gpa top{*table - image_region_begin.value + static_cast<std::uint64_t>(*phys_base)};
+  const bool five_levels = parsed->number("pgtable_l5_enabled").value_or(0) == 1;
+  for (const int levels : {five_levels ? 5 : 4, five_levels ? 4 : 5})
+    if (auto location = location_under(memory, {top, levels}, found_by)) {
+      add_location(locations, std::move(location));
+      return;
+    }
+}
+
+} // namespace
+
+std::vector<KernelLocation> locate_kernels(const Target &target, const std::vector<VcpuRegisters> &registers,
+                                           bool search_memory) {
+  const PhysicalMemory &memory = *target.memory;
+  std::vector<KernelLocation> locations;
+  for (const auto &vcpu : registers) {
+    if (!vcpu.paging())
+      continue;
+    const auto root = x86_64::PageTableRoot::from_registers(vcpu.cr3, vcpu.five_level_paging());
+    // In user mode with page table isolation CR3 points to the half that maps little of the kernel: the larger wins.
+    auto as_is = location_under(memory, root, fmt::format("the CR3 of vCPU {}", vcpu.index));
+    auto kernel_half = location_under(memory, root.kernel_half(), fmt::format("the CR3 of vCPU {}", vcpu.index));
+    if (kernel_half && (!as_is || kernel_half->size > as_is->size))
+      as_is.swap(kernel_half);
+    add_location(locations, std::move(as_is));
+  }
+  if (!target.hints.vmcoreinfo.empty())
+    add_from_vmcoreinfo(locations, memory, target.hints.vmcoreinfo, "the dump's VMCOREINFO");
+  if (search_memory)
+    for (const auto &found : find_vmcoreinfo(memory, location_limit))
+      add_from_vmcoreinfo(locations, memory, found.text, fmt::format("VMCOREINFO at {:#x}", found.address.value));
+  return locations;
+}
+
+} // namespace lararium::linux_guest

@@ -1,0 +1,37 @@
+// Tasks: the walk through the task list, and what `ps` shows of each.
+#pragma once
+
+#include "kernel.h"
+#include "lararium/os/common/operating_system.h"
+#include "list.h"
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+namespace lararium::linux_guest {
+
+struct TaskEntry {
+  Gva task;
+  std::int32_t pid = 0, tgid = 0;
+};
+
+// All thread group leaders, init_task (pid 0) left out, in the list's order; with `threads`, all threads. The walk is
+// repeated up to 4 times when the guest changed the list meanwhile; `status` tells.
+[[nodiscard]] Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, ViewStatus &status);
+
+// The task_struct of a process (of its leader), or not_found.
+[[nodiscard]] Result<Gva> find_task(const Kernel &kernel, std::int32_t pid);
+
+// The page table of a process' user half; nothing for kernel threads and dead processes.
+[[nodiscard]] std::optional<x86_64::PageTableRoot> user_page_table(const Kernel &kernel, Gva task);
+
+// Wall clock minus the clock of task start times, in ns: add it to a time since boot.
+[[nodiscard]] std::optional<std::int64_t> boot_time_ns(const Kernel &kernel);
+
+// From a task's `comm`.
+[[nodiscard]] std::string task_comm(const Kernel &kernel, Gva task);
+
+[[nodiscard]] Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query);
+
+} // namespace lararium::linux_guest
