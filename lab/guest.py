@@ -162,7 +162,7 @@ class Guest:
         log = f"/run/lab/job.{next(_numbers)}.{time.monotonic_ns() & 0xffffff:x}"
         tries = max(int(timeout / 0.05), 1)
         output = self.check(f"setsid sh -c {shlex.quote('exec ' + command)} </dev/null >{log} 2>&1 & p=$!; i=0\n"
-                            f"until grep -q ^ready {log} || [ $i -ge {tries} ] || ! kill -0 $p 2>/dev/null; "
+                            f"until grep -qs ^ready {log} || [ $i -ge {tries} ] || ! kill -0 $p 2>/dev/null; "
                             "do usleep 50000; i=$((i+1)); done\n"
                             f"echo $p; cat {log}", timeout * 2)
         pid, _, printed = output.partition("\n")

@@ -13,7 +13,7 @@ import tempfile
 from . import apt, paths
 from .errors import LabError, Skip
 
-RECIPE = 1  # raise it when what is extracted changes; cached kernels are then extracted again
+RECIPE = 2  # raise it when what is extracted changes; cached kernels are then extracted again
 MODULES = ("virtio_net", "virtio_blk", "virtio_pci", "virtio_mmio", "e1000", "e1000e", "dummy", "af_packet", "loop",
            "ext4", "overlay", "veth", "bridge", "tun", "nf_tables", "br_netfilter", "kheaders", "binfmt_misc",
            "unix_diag", "tcp_diag", "udp_diag", "raw_diag", "packet_diag", "netlink_diag", "inet_diag", "tls")
@@ -127,7 +127,12 @@ def _download(source: Source) -> Kernel:
             reasons.append(f"{suite}: {error}")
             continue
         if packages:
-            return _build(source, suite, packages, root.download(*packages))
+            files = root.download(*packages)
+            try:
+                return _build(source, suite, packages, files)
+            finally:
+                for file in files:
+                    file.unlink()
         reasons.append(f"{suite}: has no {source.version}")
     raise Skip(f"kernel {source.name} is not in the cache and cannot be downloaded: {'; '.join(reasons)}")
 

@@ -241,3 +241,5 @@ def _download(version: str, tree: pathlib.Path):
                 if str(path.relative_to(fresh)) not in FIRMWARE and path.is_dir():
                     shutil.rmtree(path)
         os.replace(fresh, tree)
+    for package in packages:
+        package.unlink()
