@@ -192,9 +192,11 @@ private:
     if (inversions > tolerated || outside > tolerated || relative < entries.size() / 2)
       return false;
 
+    // `_text` starts a page. (Offsets to a base, taken as relative to their own places, keep their order, too.)
     const auto text = result_.find("_text"), stext = result_.find("_stext");
     if (const auto start = text ? text : stext;
-        start && (start->absolute || start->value - (base_.value - text_tolerance) > 2 * text_tolerance))
+        start && (start->absolute || start->value - (base_.value - text_tolerance) > 2 * text_tolerance ||
+                  (start->value & page_mask) != 0))
       return false;
     constexpr std::string_view banner_start = "Linux version ";
     if (const auto banner = result_.find("linux_banner"); banner && !banner->absolute) {
