@@ -55,6 +55,16 @@ public:
   [[nodiscard]] virtual Result<VmStatistics> sample() = 0;
 };
 
+// Is there still something to read? A live target's reads fail once its VM ended; this tells that apart from an address
+// that is not mapped.
+class Liveness {
+public:
+  virtual ~Liveness() = default;
+  [[nodiscard]] virtual bool alive() const = 0;
+  // Becomes readable (POLLIN) when the VM ends; owned by this object.
+  [[nodiscard]] virtual int descriptor() const = 0;
+};
+
 // Kernel facts that the container of a dump states itself (a VMCOREINFO note). Foreign bytes like all others.
 struct TargetHints {
   std::string vmcoreinfo; // the text, empty where there is none
@@ -66,6 +76,7 @@ struct Target {
   std::unique_ptr<Vcpus> vcpus;            // null: registers cannot be had
   std::unique_ptr<RunControl> run_control; // null: cannot be paused
   std::unique_ptr<Statistics> statistics;  // null: nothing is counted
+  std::unique_ptr<Liveness> liveness;      // null: a dump, which stays
   TargetHints hints;
   std::vector<std::string> limitations; // sentences: what is missing here, and why
 };

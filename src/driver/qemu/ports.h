@@ -1,0 +1,39 @@
+// The ports of a running QEMU besides its memory.
+#pragma once
+
+#include "lararium/driver/qemu/monitor.h"
+#include "lararium/driver/qemu/process.h"
+#include "lararium/vm/target.h"
+
+#include <memory>
+#include <string>
+
+namespace lararium::qemu {
+
+// What the ports share: the process and the ways to its monitors.
+struct Session {
+  Process process;
+  MonitorAccess monitors;
+
+  // Opens a monitor; a process that ended is `gone`.
+  [[nodiscard]] Result<std::unique_ptr<Monitor>> open_monitor() {
+    auto monitor = monitors.open();
+    if (!monitor)
+      return process.explain(std::move(monitor).error());
+    return monitor;
+  }
+};
+
+[[nodiscard]] std::unique_ptr<Vcpus> make_vcpus(std::shared_ptr<Session> session);
+[[nodiscard]] std::unique_ptr<RunControl> make_run_control(std::shared_ptr<Session> session);
+[[nodiscard]] std::unique_ptr<Statistics> make_statistics(std::shared_ptr<Session> session);
+[[nodiscard]] std::unique_ptr<Liveness> make_liveness(std::shared_ptr<Session> session);
+
+// The state that a monitor tells.
+[[nodiscard]] Result<RunState> ask_state(Monitor &monitor);
+
+// The host's interfaces that the VM's network devices hand their packets to, by the names the host has for them.
+[[nodiscard]] std::vector<std::string> tap_interfaces(const Process &process,
+                                                      const std::vector<OpenDescriptor> &descriptors);
+
+} // namespace lararium::qemu
