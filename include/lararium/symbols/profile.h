@@ -2,7 +2,7 @@
 //
 // It is one flat, position-independent image: built once from a kernel's memory (kallsyms and BTF) or from a Volatility
 // ISF file, written to the cache as it is, and from then on mapped, not parsed. Cache files are foreign bytes too:
-// open() checks every offset and length once, so that look-ups need not.
+// open() checks a checksum and the place of every section, look-ups check the offsets that they meet.
 #pragma once
 
 #include "lararium/base/bytes.h"
@@ -45,14 +45,16 @@ struct ProfileSource {
     SymbolBase base = SymbolBase::image;
     char type = '?';
   };
-  std::vector<InputSymbol> symbols; // any order
-  Bytes btf;                        // the kernel's BTF; may be empty: then the profile has no types
+  std::vector<InputSymbol> symbols; // any order; those without a name or with one of more than 2048 bytes are left out
+  Bytes btf;                        // the kernel's BTF, maybe live; may be empty: then the profile has no types
 };
 
 class Profile {
 public:
   [[nodiscard]] static Result<std::shared_ptr<const Profile>> build(const ProfileSource &source);
+  // A file of another version or one that is damaged is an error: build the profile again.
   [[nodiscard]] static Result<std::shared_ptr<const Profile>> open(const std::filesystem::path &file);
+  [[nodiscard]] static Result<std::shared_ptr<const Profile>> open(int descriptor);
 
   Profile(const Profile &) = delete;
   Profile &operator=(const Profile &) = delete;
@@ -63,7 +65,8 @@ public:
   [[nodiscard]] std::string_view banner() const;
 
   [[nodiscard]] std::optional<ProfileSymbol> symbol(std::string_view name) const; // the first of that name
-  // The last image symbol at or below `offset` (from `_text`); of several at one value, the one that sorts first.
+  // The last image symbol at or below `offset` (from `_text`); of several at one value the first in the source's order,
+  // which in kallsyms is the one that the kernel itself would print.
   [[nodiscard]] std::optional<ProfileSymbol> nearest(std::uint64_t offset) const;
   [[nodiscard]] std::size_t symbol_count() const;
   [[nodiscard]] ProfileSymbol symbol_at(std::size_t index) const; // image symbols by value, then absolute ones by value
@@ -80,10 +83,10 @@ private:
   std::unique_ptr<Content> content_;
 };
 
-// The directory of cached profiles: $LARARIUM_CACHE, else $XDG_CACHE_HOME/lararium, else ~/.cache/lararium, for root
-// /var/cache/lararium. Files are named by build id; a profile is written to a temporary name and renamed, so that
-// readers and several writers never meet a half-written one. Files that others than root or this user may write to are
-// not used.
+// The directory of cached profiles: $LARARIUM_CACHE, else for root /var/cache/lararium, for others
+// $XDG_CACHE_HOME/lararium or ~/.cache/lararium. Files are named by build id; a profile is written to a temporary name
+// and renamed, so that readers and several writers never meet a half-written one. Files that others than root or this
+// user may write to are not used.
 class ProfileCache {
 public:
   explicit ProfileCache(std::filesystem::path directory) : directory_(std::move(directory)) {}
@@ -94,7 +97,7 @@ public:
     std::uint64_t build_id_offset = 0; // compare the guest's bytes there: a match needs no search
     std::filesystem::path file;
   };
-  // The cached profiles, newest first, at most `limit`; only the head of each file is read.
+  // The cached profiles, newest first, at most `limit`; only the head of each file is read. Take one with find().
   [[nodiscard]] std::vector<Candidate> candidates(std::size_t limit = 256) const;
   [[nodiscard]] Result<std::shared_ptr<const Profile>> find(const BuildId &build_id) const;
   [[nodiscard]] Result<void> store(const Profile &profile) const; // a failure is no reason to stop: say it and go on

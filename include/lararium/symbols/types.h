@@ -44,7 +44,8 @@ struct TypeInfo {
   TypeKind kind = TypeKind::none;
   std::string_view name;   // empty: anonymous
   std::uint64_t size = 0;  // bytes; of structures, unions, integers, enumerations, floats
-  TypeId target = 0;       // what a pointer, typedef, qualifier, array (its element), variable refers to
+  TypeId target = 0;       // what a pointer, typedef, qualifier, array (its element), variable, tag, function (its
+                           // prototype) or prototype (what it returns) refers to
   std::uint32_t count = 0; // elements of an array; members, enumerators, parameters of the others
   bool is_signed = false, is_bool = false, is_char = false; // of integers; is_signed of enumerations too
 };
@@ -71,7 +72,8 @@ public:
 
   [[nodiscard]] virtual std::uint32_t count() const = 0; // ids are 1 .. count()
   [[nodiscard]] virtual std::optional<TypeInfo> info(TypeId id) const = 0;
-  // At most `count` of the TypeInfo; empty for what has none.
+  // Of structures and unions; of function prototypes the parameters, without offsets. At most `count` of the TypeInfo,
+  // empty for what has none.
   [[nodiscard]] virtual std::vector<MemberInfo> members(TypeId id) const = 0;
   struct Enumerator {
     std::string_view name;

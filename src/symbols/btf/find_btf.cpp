@@ -1,0 +1,60 @@
+#include "format.h"
+#include "lararium/symbols/btf.h"
+#include "lararium/symbols/name_index.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace lararium {
+namespace {
+
+struct Candidate {
+  std::size_t offset = 0, size = 0;
+};
+
+// A hostile image may hold a header at every other byte. Only so many are looked at in full.
+constexpr std::size_t candidate_limit = 4096;
+constexpr std::size_t check_limit = 8;
+
+// BTF that building on another (a module's, in an initramfs) does not pass the check on its own.
+std::vector<Candidate> candidates(Bytes image) {
+  constexpr std::array<char, 4> pattern{'\x9f', '\xeb', 1, 0}; // magic, version, flags
+  std::vector<Candidate> result;
+  std::size_t at = 0;
+  while (result.size() < candidate_limit) {
+    // .BTF has no alignment before Linux 7, so that every byte counts. memmem is the C library's vectorised search.
+    const void *hit = ::memmem(image.data() + at, image.size() - at, pattern.data(), pattern.size());
+    if (hit == nullptr)
+      break;
+    at = static_cast<std::size_t>(static_cast<const std::byte *>(hit) - image.data());
+    const Bytes rest = image.subspan(at);
+    // Newer headers may have grown further; the sizes bound what is worth a closer look.
+    if (const auto length = load<std::uint32_t>(rest, 4); length && *length >= 24 && *length <= 256)
+      if (const auto sections = btf_sections(rest))
+        result.push_back({at, sections->size});
+    at += pattern.size();
+  }
+  return result;
+}
+
+} // namespace
+
+Result<FoundBtf> find_btf(Bytes image) {
+  auto found = candidates(image);
+  std::ranges::stable_sort(found, std::ranges::greater(), &Candidate::size);
+  if (found.size() > check_limit)
+    found.resize(check_limit);
+  for (const auto &candidate : found) {
+    const Bytes place = image.subspan(candidate.offset, candidate.size);
+    FoundBtf btf{candidate.offset, {place.begin(), place.end()}};
+    const auto sections = btf_sections(btf.bytes);
+    if (!sections || sections->types.empty() || !index_btf(*sections, random_seed()))
+      continue;
+    btf.bytes.resize(sections->size); // it may have shrunk meanwhile
+    return btf;
+  }
+  return fail(ErrorCode::no_types, "the kernel's image holds no BTF");
+}
+
+} // namespace lararium
