@@ -13,8 +13,8 @@ import tempfile
 from . import apt, paths
 from .errors import LabError, Skip
 
-RECIPE = 2  # raise it when what is extracted changes; cached kernels are then extracted again
-MODULES = ("virtio_net", "virtio_blk", "virtio_pci", "virtio_mmio", "e1000", "e1000e", "dummy", "af_packet", "loop",
+RECIPE = 3  # raise it when what is extracted changes; cached kernels are then extracted again
+MODULES = ("virtio_net", "virtio_blk", "virtio_pci", "virtio_mmio", "qemu_fw_cfg", "e1000", "e1000e", "dummy", "af_packet", "loop",
            "ext4", "overlay", "veth", "bridge", "tun", "nf_tables", "br_netfilter", "kheaders", "binfmt_misc",
            "unix_diag", "tcp_diag", "udp_diag", "raw_diag", "packet_diag", "netlink_diag", "inet_diag", "tls")
 

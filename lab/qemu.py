@@ -129,8 +129,8 @@ def command(options: Options, qemu: Qemu, name: str, sockets: pathlib.Path, fold
     if options.uuid:
         line += ["-uuid", options.uuid]
     if options.sandbox:
-        # QEMU cannot change its user once that is denied, but it can deny it to its children.
-        line += ["-sandbox", SANDBOX.format("children" if options.run_as else "deny")]
+        # With it denied QEMU itself could not change its user any more.
+        line += ["-sandbox", SANDBOX.format("allow" if options.run_as else "deny")]
     line += ["-display", "none"]
     line += ["-chardev", f"socket,id=serial0,path={sockets}/serial.sock,server=on,wait=off,logfile={folder}/console.log",
              "-serial", "chardev:serial0"]
@@ -169,8 +169,12 @@ def append(options: Options, name: str) -> str:
         words.append("pti=on" if options.pti else "nopti")
     if not options.kaslr:
         words.append("nokaslr")
-    if options.modules:
-        words.append(f"lab.modules={','.join(options.modules)}")
+    if options.machine == "microvm" and options.accel == "tcg":
+        # It has no timer by which a kernel could measure the CPU's clock, and under TCG none that tells it.
+        words.append(f"tsc_early_khz={_host_khz()}")
+    modules = [*options.modules, *(["qemu_fw_cfg"] if options.vmcoreinfo else [])]
+    if modules:
+        words.append(f"lab.modules={','.join(modules)}")
     return " ".join([*words, *options.append.split()])
 
 
@@ -206,6 +210,11 @@ def _backend(options: Options, name: str, length: int, folder: pathlib.Path) -> 
     if kind == "hugetlbfs":
         return f"memory-backend-file,{common},mem-path={folder}/hugepages,share=on,prealloc=on"
     return f"memory-backend-file,{common},mem-path={pathlib.Path(where) if where else folder}/{folder.name}.{name},share=on"
+
+
+def _host_khz() -> int:
+    match = re.search(r"^cpu MHz\s*: ([\d.]+)", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
+    return round(float(match[1]) * 1000) if match else 2_000_000
 
 
 def _version(binary: pathlib.Path, environment: dict[str, str]) -> str:
