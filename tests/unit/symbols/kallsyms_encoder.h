@@ -75,7 +75,8 @@ public:
       const bool is_character = code < 128 && (std::isalnum(static_cast<int>(code)) != 0 || code == '_' || code == '.');
       tokens_[code] = is_character ? std::string(1, static_cast<char>(code))
                                    : parts[next % parts.size()] + std::string(next / parts.size(), 'x');
-      next += is_character ? 0 : 1;
+      if (!is_character && next++ < parts.size())
+        pairs_.push_back(code);
     }
   }
 
@@ -240,7 +241,7 @@ private:
     std::string codes;
     for (std::size_t at = 0; at < plain.size();) {
       unsigned best = static_cast<unsigned char>(plain[at]);
-      for (unsigned code = 0; code < 256; ++code)
+      for (const unsigned code : pairs_)
         if (tokens_[code].size() > tokens_[best].size() && plain.compare(at, tokens_[code].size(), tokens_[code]) == 0)
           best = code;
       codes += static_cast<char>(best);
@@ -251,6 +252,7 @@ private:
 
   KallsymsEra era_;
   std::array<std::string, 256> tokens_;
+  std::vector<unsigned> pairs_; // codes of those tokens that names contain
   std::vector<std::byte> *out_ = nullptr;
   std::uint64_t noise_ = 1;
 };
