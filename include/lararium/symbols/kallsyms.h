@@ -1,15 +1,15 @@
 // The symbols of a Linux kernel, carved from its own memory: the tables of kallsyms.
 //
 // Every layout from before 4.6 up to 7.x is read, and which one it is follows from the content alone, never from a
-// version: distributions backport, and a release string may lie. The tables were moved or changed by these commits:
+// version: distributions backport, and a release string may lie. These commits moved or changed the tables:
 //
-//   4.6  2213e9a66bb8  addresses (u64) become offsets (s32) and a relative base; the old form stays an option
-//   until 6.11 4.20 80ffbaa5b1bd  the count and the markers shrink from 8 to 4 bytes 6.1  73bbb94466fd  a name's length
-//   of 128 and more takes two bytes (ULEB128) 6.2  60443c88f3a8  seqs_of_names, between markers and token table;
-//   backported to 6.1.y 6.4  404bad70fcf7  new order: count, names, markers, token table, token index, offsets,
-//   relative base, seqs_of_names 6.15 01157ddc58dc  per-CPU symbols are no longer absolute: every offset is added to
-//   the base 7.0  a081b5789255  no relative base: an offset is relative to its own place; tables align to 4 bytes
-//   instead of 8
+// - 4.6, 2213e9a66bb8: addresses (u64) become offsets (s32) and a relative base; the old form stays possible until 6.11
+// - 4.20, 80ffbaa5b1bd: the count and the markers shrink from 8 to 4 bytes
+// - 6.1, 73bbb94466fd: a name's length of 128 or more takes two bytes (ULEB128)
+// - 6.2, 60443c88f3a8: seqs_of_names, between markers and token table; backported to 6.1.y
+// - 6.4, 404bad70fcf7: count, names, markers, token table, token index, offsets, relative base, seqs_of_names
+// - 6.15, 01157ddc58dc: per-CPU symbols are no longer absolute: every offset is added to the base
+// - 7.0, a081b5789255: no relative base, an offset is relative to its own place; tables align to 4 bytes, not 8
 #pragma once
 
 #include "lararium/base/address.h"

@@ -53,7 +53,7 @@ private:
 };
 
 // Whether memory starts like a VMCOREINFO: the offset of its text, 0, or 24 where it is in an ELF note. `head` is the
-// start of a page, 64 bytes do: from 4.13 on (203e9e412193) the kernel keeps the text at the start of a page of its
+// start of a page, 64 bytes do: from 4.13 on (203e9e41219b) the kernel keeps the text at the start of a page of its
 // own, and the note (a copy for the crash kernel) at the start of others; before, both lay anywhere in .bss. A search
 // through all of memory compares 8 bytes a page this way; what it finds may be a stale copy, or planted.
 [[nodiscard]] std::optional<std::size_t> vmcoreinfo_text_offset(Bytes head);

@@ -13,7 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 namespace lararium::test {
@@ -111,7 +111,7 @@ public:
       fill(256);
       text("Linux version 6.6.6 (builder@host) (gcc) #1 SMP\n");
     }
-    std::ranges::stable_sort(symbols, {}, [](const PlainSymbol &s) { return std::pair(!s.absolute, s.value); });
+    std::ranges::sort(symbols, {}, [](const PlainSymbol &s) { return std::tuple(!s.absolute, s.value, s.name); });
     image.symbols = symbols;
     for (unsigned i = 0; i < 600; ++i) // a decoy: digits as in the console's font maps
       number(static_cast<std::uint16_t>(i));
