@@ -20,11 +20,13 @@ void PhysicalMemory::set_ranges(std::vector<RamRange> ranges) {
 
 std::vector<RamRange> PhysicalMemory::populated(Gpa base, std::uint64_t size) const {
   std::vector<RamRange> result;
-  for (const auto &range : ranges_) {
-    const auto begin = std::max(range.base.value, base.value);
-    const auto end = std::min(range.base.value + range.size, base.value + size);
-    if (begin < end)
-      result.push_back({Gpa{begin}, end - begin, range.block});
+  const std::uint64_t end = base.value + std::min(size, UINT64_MAX - base.value);
+  auto range = std::ranges::partition_point(
+      ranges_, [&](const RamRange &candidate) { return candidate.base.value + candidate.size <= base.value; });
+  for (; range != ranges_.end() && range->base.value < end; ++range) {
+    const auto from = std::max(range->base.value, base.value);
+    const auto to = std::min(range->base.value + range->size, end);
+    result.push_back({Gpa{from}, to - from, range->block});
   }
   return result;
 }
