@@ -1,0 +1,51 @@
+// Compressed blocks of memory, and a bounded cache of what was decompressed.
+#pragma once
+
+#include "lararium/base/bytes.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace lararium::dump {
+
+enum class Compression : std::uint8_t { none, zlib, lzo, snappy, zstd, unknown };
+
+// Whether this build can decompress it (lzo is optional).
+[[nodiscard]] bool supported(Compression compression);
+
+// Fills the whole of `out`, or fails; input of any content is safe.
+[[nodiscard]] bool decompress(Compression compression, Bytes input, std::span<std::byte> out);
+
+// A set-associative cache with four ways: a page table walk does not throw out what a search streams through, and the
+// other way about. Its memory is taken at the first use.
+class BlockCache {
+public:
+  static constexpr std::size_t budget = std::size_t{16} << 20;
+
+  explicit BlockCache(std::size_t block_size);
+
+  // The block's bytes where it is cached, else empty.
+  [[nodiscard]] std::span<std::byte> find(std::uint64_t key);
+  // A place for the block, whose old content is gone. If filling it fails, call forget().
+  [[nodiscard]] std::span<std::byte> place(std::uint64_t key);
+  void forget(std::uint64_t key);
+
+private:
+  static constexpr std::size_t ways = 4;
+  static constexpr std::uint64_t empty = UINT64_MAX; // no key
+  struct Way {
+    std::uint64_t key = empty;
+    std::uint64_t last_use = 0;
+  };
+  [[nodiscard]] std::size_t first_way(std::uint64_t key) const { return key % sets_ * ways; }
+  [[nodiscard]] std::span<std::byte> bytes(std::size_t way) {
+    return std::span(data_).subspan(way * block_size_, block_size_);
+  }
+
+  std::size_t block_size_, sets_;
+  std::uint64_t clock_ = 0;
+  std::vector<Way> ways_;
+  std::vector<std::byte> data_;
+};
+
+} // namespace lararium::dump
