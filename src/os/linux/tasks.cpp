@@ -152,14 +152,13 @@ std::optional<x86_64::PageTableRoot> user_page_table(const Kernel &kernel, Gva t
   return pgd ? page_table_of(kernel, *pgd) : std::nullopt;
 }
 
-std::optional<std::int64_t> boot_time_ns(const Kernel &kernel) {
+std::optional<Gva> timekeeper_address(const Kernel &kernel) {
   const auto real = kernel.types().field("timekeeper", "offs_real");
-  const auto boot = kernel.types().field("timekeeper", "offs_boot");
   const auto seconds = kernel.types().field("timekeeper", "xtime_sec");
   const auto monotonic = kernel.types().field("timekeeper", "wall_to_monotonic.tv_sec");
-  if (!real || !boot || !seconds || !monotonic)
+  if (!real || !seconds || !monotonic)
     return std::nullopt;
-  for (const char *name : {"tk_core", "timekeeper_data"}) { // the latter since 6.16 (22c62b9a84b8)
+  for (const char *name : {"tk_core", "timekeeper_data"}) { // the latter since 6.17 (22c62b9a84b8)
     const auto start = kernel.symbol(name);
     if (!start)
       continue;
@@ -168,18 +167,30 @@ std::optional<std::int64_t> boot_time_ns(const Kernel &kernel) {
     for (std::uint64_t distance = 0; distance <= 64; distance += 8) {
       const Gva timekeeper = *start + distance;
       const auto offset_real = kernel.read<std::int64_t>(timekeeper + real->offset);
-      const auto offset_boot = kernel.read<std::int64_t>(timekeeper + boot->offset);
       const auto wall = kernel.read<std::int64_t>(timekeeper + seconds->offset);
       const auto to_monotonic = kernel.read<std::int64_t>(timekeeper + monotonic->offset);
-      if (!offset_real || !offset_boot || !wall || !to_monotonic || *wall <= 0 || *to_monotonic == 0)
+      if (!offset_real || !wall || !to_monotonic || *wall <= 0 || *to_monotonic == 0)
         continue;
-      constexpr std::int64_t second = 1'000'000'000;
-      const std::int64_t from_offset = *offset_real / second;
-      if (from_offset + *to_monotonic >= -1 && from_offset + *to_monotonic <= 1 && *wall >= from_offset)
-        return *offset_real - *offset_boot;
+      const std::int64_t origin = *offset_real / 1'000'000'000;
+      const auto sum = static_cast<std::int64_t>(static_cast<std::uint64_t>(origin) + static_cast<std::uint64_t>(*to_monotonic));
+      if (sum >= -1 && sum <= 1 && *wall >= origin)
+        return timekeeper;
     }
   }
   return std::nullopt;
+}
+
+std::optional<std::int64_t> boot_time_ns(const Kernel &kernel) {
+  const auto real = kernel.types().field("timekeeper", "offs_real");
+  const auto boot = kernel.types().field("timekeeper", "offs_boot");
+  const auto timekeeper = timekeeper_address(kernel);
+  if (!real || !boot || !timekeeper)
+    return std::nullopt;
+  const auto offset_real = kernel.read<std::uint64_t>(*timekeeper + real->offset);
+  const auto offset_boot = kernel.read<std::uint64_t>(*timekeeper + boot->offset);
+  if (!offset_real || !offset_boot)
+    return std::nullopt;
+  return static_cast<std::int64_t>(*offset_real - *offset_boot);
 }
 
 namespace {

@@ -26,6 +26,9 @@ struct TaskEntry {
 // The page table of a process' user half; nothing for kernel threads and dead processes.
 [[nodiscard]] std::optional<x86_64::PageTableRoot> user_page_table(const Kernel &kernel, Gva task);
 
+// The timekeeper of the system's clocks.
+[[nodiscard]] std::optional<Gva> timekeeper_address(const Kernel &kernel);
+
 // Wall clock minus the clock of task start times, in ns: add it to a time since boot.
 [[nodiscard]] std::optional<std::int64_t> boot_time_ns(const Kernel &kernel);
 
