@@ -3,6 +3,7 @@
 #include "lararium/symbols/btf.h"
 #include "lararium/symbols/elf_note.h"
 #include "lararium/symbols/kallsyms.h"
+#include "lararium/symbols/linux_banner.h"
 
 #include <algorithm>
 #include <fmt/format.h>
@@ -50,7 +51,8 @@ Result<ImageProfile> profile_from_image(const KernelImage &image, const KernelLo
     return fail(ErrorCode::unknown_os, "no Linux banner in what is mapped as the kernel");
   source.banner = banner->text;
 
-  if (const auto build_id = find_kernel_build_id(bytes)) {
+  const auto build_ids = find_build_ids(bytes);
+  if (const auto *build_id = choose_build_id(build_ids)) {
     source.build_id = build_id->id;
     source.build_id_offset = build_id->offset;
   } else {

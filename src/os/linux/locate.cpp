@@ -45,22 +45,43 @@ void add_location(std::vector<KernelLocation> &locations, std::optional<KernelLo
   locations.push_back(std::move(*location));
 }
 
-void add_from_vmcoreinfo(std::vector<KernelLocation> &locations, const PhysicalMemory &memory, std::string_view text,
-                         const std::string &found_by) {
-  const auto parsed = Vmcoreinfo::parse(text);
-  if (!parsed)
-    return;
-  const auto table = parsed->symbol("swapper_pg_dir");
-  const auto phys_base = parsed->number("phys_base");
+void add_from_vmcoreinfo(std::vector<KernelLocation> &locations, const PhysicalMemory &memory,
+                         const Vmcoreinfo &vmcoreinfo, const std::string &found_by) {
+  const auto table = vmcoreinfo.symbol("swapper_pg_dir");
+  const auto phys_base = vmcoreinfo.number("phys_base");
   if (!table || !phys_base)
     return;
-  const Gpa top{*table - image_region_begin.value + static_cast<std::uint64_t>(*phys_base)};
-  const bool five_levels = parsed->number("pgtable_l5_enabled").value_or(0) == 1;
+  const Gpa top{*table - image_region_begin + *phys_base};
+  const bool five_levels = vmcoreinfo.number("pgtable_l5_enabled").value_or(0) == 1;
   for (const int levels : {five_levels ? 5 : 4, five_levels ? 4 : 5})
     if (auto location = location_under(memory, {top, levels}, found_by)) {
       add_location(locations, std::move(location));
       return;
     }
+}
+
+// Every page of memory that starts like a VMCOREINFO. One cache line of each page is touched where memory is mapped.
+template <class Visit> void search_vmcoreinfo(const PhysicalMemory &memory, Visit &&visit) {
+  constexpr std::size_t head_bytes = 64;
+  constexpr std::size_t chunk_bytes = 1 << 20;
+  std::vector<std::byte> copy;
+  for (const auto &range : memory.ranges())
+    for (const auto &part : memory.populated(range.base, range.size))
+      for (std::uint64_t at = 0; at < part.size;) {
+        const std::uint64_t left = part.size - at;
+        Bytes bytes = memory.view(part.base + at);
+        bytes = bytes.first(std::min<std::uint64_t>(bytes.size(), left));
+        if (bytes.empty()) {
+          copy.resize(std::min<std::uint64_t>(left, chunk_bytes));
+          if (memory.read(part.base + at, copy))
+            bytes = copy;
+        }
+        for (std::size_t page = 0; page + page_size <= bytes.size(); page += page_size)
+          if (vmcoreinfo_text_offset(bytes.subspan(page, head_bytes)))
+            if (!visit(part.base + at + page, bytes.subspan(page)))
+              return;
+        at += bytes.empty() ? std::min<std::uint64_t>(left, chunk_bytes) : bytes.size();
+      }
 }
 
 } // namespace
@@ -81,10 +102,14 @@ std::vector<KernelLocation> locate_kernels(const Target &target, const std::vect
     add_location(locations, std::move(as_is));
   }
   if (!target.hints.vmcoreinfo.empty())
-    add_from_vmcoreinfo(locations, memory, target.hints.vmcoreinfo, "the dump's VMCOREINFO");
+    if (const auto parsed = Vmcoreinfo::parse(target.hints.vmcoreinfo))
+      add_from_vmcoreinfo(locations, memory, *parsed, "the dump's VMCOREINFO");
   if (search_memory)
-    for (const auto &found : find_vmcoreinfo(memory, location_limit))
-      add_from_vmcoreinfo(locations, memory, found.text, fmt::format("VMCOREINFO at {:#x}", found.address.value));
+    search_vmcoreinfo(memory, [&](Gpa address, Bytes bytes) {
+      if (const auto parsed = Vmcoreinfo::read(bytes))
+        add_from_vmcoreinfo(locations, memory, *parsed, fmt::format("the VMCOREINFO at {:#x}", address.value));
+      return locations.size() < location_limit;
+    });
   return locations;
 }
 
