@@ -72,9 +72,11 @@ Result<ImageProfile> profile_from_image(const KernelImage &image, const KernelLo
                               absolute ? SymbolBase::absolute : SymbolBase::image, symbol.type});
   }
 
-  const auto btf = find_btf(bytes);
+  auto btf = find_btf(bytes);
   if (btf)
-    source.btf = *btf;
+    source.btf = btf->bytes;
+  else
+    result.warnings.push_back("no usable BTF: " + btf.error().describe());
   auto profile = Profile::build(source);
   if (!profile)
     return wrap(std::move(profile).error(), "kernel profile");
