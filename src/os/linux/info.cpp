@@ -267,8 +267,8 @@ private:
   }
 
   void page_table_isolation(SystemInfo &info) const {
-    // Every process has two page tables then, the user half in the page behind the kernel half, and X86_FEATURE_PTI is set
-    // in the boot CPU's capability words (word 7, bit 11 since 4.15).
+    // Every process has two page tables then, the user half in the page behind the kernel half, and X86_FEATURE_PTI is
+    // set in the boot CPU's capability words (word 7, bit 11 since 4.15).
     const auto words = types_.field("cpuinfo_x86", "x86_capability");
     if (const auto word = words ? global<std::uint32_t>("boot_cpu_data", words->offset + 4 * 7) : std::nullopt)
       info.page_table_isolation = (*word >> 11 & 1) != 0;

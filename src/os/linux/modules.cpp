@@ -38,7 +38,9 @@ struct ModuleLayout {
       f.region_base = layout.optional("module_memory", "base");
       f.region_size = layout.optional("module_memory", "size");
       f.region_stride = layout.require_size("module_memory");
-      f.region_count = f.region_stride == 0 ? 0 : static_cast<std::uint32_t>(std::min<std::uint64_t>(f.memory->size / f.region_stride, 16));
+      f.region_count = f.region_stride == 0
+                           ? 0
+                           : static_cast<std::uint32_t>(std::min<std::uint64_t>(f.memory->size / f.region_stride, 16));
     } else {
       f.core_base = layout.optional_any("module", {"core_layout.base", "module_core"});
       f.core_size = layout.optional_any("module", {"core_layout.size", "core_size"});
@@ -80,7 +82,8 @@ std::string taint_letters(std::uint64_t taints) {
     unsigned bit;
     char letter;
   };
-  constexpr std::array<Flag, 9> flags{{{0, 'P'}, {1, 'F'}, {10, 'C'}, {12, 'O'}, {13, 'E'}, {15, 'K'}, {16, 'X'}, {18, 'N'}, {5, 'B'}}};
+  constexpr std::array<Flag, 9> flags{
+      {{0, 'P'}, {1, 'F'}, {10, 'C'}, {12, 'O'}, {13, 'E'}, {15, 'K'}, {16, 'X'}, {18, 'N'}, {5, 'B'}}};
   std::string letters;
   for (const auto &flag : flags)
     if ((taints >> flag.bit & 1) != 0)
@@ -94,7 +97,8 @@ KernelModule read_module(const Kernel &kernel, const ModuleLayout &f, Gva module
   result.name = kernel.space().read_c_string(module + f.name.offset, f.name.size).value_or("?");
   result.state = state_name(kernel.read_field(module, f.state).value_or(99));
   // The kernel counts its own reference (MODULE_REF_BASE) as one more than it shows.
-  result.references = static_cast<std::int64_t>(kernel.read<std::int32_t>(module + f.references.offset).value_or(1)) - 1;
+  result.references =
+      static_cast<std::int64_t>(kernel.read<std::int32_t>(module + f.references.offset).value_or(1)) - 1;
   if (f.memory && f.region_base && f.region_size) {
     for (std::uint32_t i = 0; i < f.region_count; ++i) {
       const Gva region = module + f.memory->offset + i * f.region_stride;
@@ -136,7 +140,8 @@ KernelModule read_module(const Kernel &kernel, const ModuleLayout &f, Gva module
   return result;
 }
 
-template <class Visit> Result<WalkResult> walk_modules(const Kernel &kernel, const ModuleLayout &layout, Visit &&visit) {
+template <class Visit>
+Result<WalkResult> walk_modules(const Kernel &kernel, const ModuleLayout &layout, Visit &&visit) {
   const auto head = kernel.symbol("modules");
   if (!head)
     return fail(ErrorCode::unsupported, "the kernel has no symbol `modules`: it was built without loadable modules");
@@ -199,7 +204,8 @@ void for_each_module_symbol(const Kernel &kernel, const std::function<bool(const
         continue;
       symbol.address = Gva{entry->value};
       symbol.name = kernel.space().read_c_string(*strtab + entry->name, 512).value_or("");
-      // Where there is no table of letters (before 5.2) the letter stands in st_size or st_info; it is not worth guessing.
+      // Where there is no table of letters (before 5.2) the letter stands in st_size or st_info; it is not worth
+      // guessing.
       symbol.type = typetab ? static_cast<char>(kernel.read<std::uint8_t>(*typetab + i).value_or('?')) : '?';
       if (!symbol.name.empty() && !visitor(symbol))
         return false;

@@ -22,6 +22,23 @@ Result<SystemInfo> LinuxSystem::info() { return read_info(*kernel_); }
 Result<View<Process>> LinuxSystem::processes(const ProcessQuery &query) { return read_processes(*kernel_, query); }
 Result<View<KernelModule>> LinuxSystem::modules() { return read_modules(*kernel_); }
 
+namespace {
+std::unexpected<Error> not_yet() { return fail(ErrorCode::unsupported, "this view is not built yet"); }
+} // namespace
+Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t) { return not_yet(); }
+Result<View<OpenFile>> LinuxSystem::open_files(std::optional<std::int32_t>) { return not_yet(); }
+Result<View<std::string>> LinuxSystem::environment(std::int32_t) { return not_yet(); }
+Result<View<Socket>> LinuxSystem::sockets() { return not_yet(); }
+Result<View<Mount>> LinuxSystem::mounts(std::optional<std::int32_t>) { return not_yet(); }
+Result<View<NetworkInterface>> LinuxSystem::interfaces() { return not_yet(); }
+Result<View<LogRecord>> LinuxSystem::kernel_log() { return not_yet(); }
+Result<BpfView> LinuxSystem::bpf() { return not_yet(); }
+Result<ProcessImage> LinuxSystem::process_image(std::int32_t) { return not_yet(); }
+Result<CachedFile> LinuxSystem::recover_file(std::string_view,
+                                             const std::function<Result<void>(std::uint64_t, Bytes)> &) {
+  return not_yet();
+}
+
 void LinuxSystem::for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) {
   const Profile &profile = kernel_->profile();
   for (std::size_t i = 0; i < profile.symbol_count(); ++i) {
@@ -53,9 +70,8 @@ std::optional<std::pair<KernelSymbol, std::uint64_t>> LinuxSystem::symbolize(Gva
   if (address >= location.base && address - location.base < location.size) {
     const std::uint64_t offset = address - location.base;
     if (const auto symbol = kernel_->profile().nearest(offset))
-      return std::pair(
-          KernelSymbol{location.base + symbol->value, std::string(symbol->name), symbol->type, {}},
-          offset - symbol->value);
+      return std::pair(KernelSymbol{location.base + symbol->value, std::string(symbol->name), symbol->type, {}},
+                       offset - symbol->value);
     return std::nullopt;
   }
   std::optional<KernelSymbol> best;
@@ -79,7 +95,8 @@ Result<std::size_t> LinuxSystem::read_process(std::int32_t pid, Gva address, std
   TRY_ASSIGN(const Gva task, find_task(*kernel_, pid));
   const auto root = user_page_table(*kernel_, task);
   if (!root)
-    return fail(ErrorCode::not_found, fmt::format("process {} has no user memory: it is a kernel thread or has ended", pid));
+    return fail(ErrorCode::not_found,
+                fmt::format("process {} has no user memory: it is a kernel thread or has ended", pid));
   return read_uncached(*target_.memory, *root, address, out);
 }
 
@@ -110,7 +127,8 @@ std::shared_ptr<const Profile> cached_profile(const PhysicalMemory &memory, cons
     const auto length = std::min<std::size_t>(candidate.build_id.size, bytes.size());
     if (!memory.read(location.physical_base + candidate.build_id_offset,
                      std::as_writable_bytes(std::span(bytes)).first(length)) ||
-        !std::equal(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(length), candidate.build_id.bytes.begin()))
+        !std::equal(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(length),
+                    candidate.build_id.bytes.begin()))
       continue;
     if (auto profile = Profile::open(candidate.file))
       return std::move(*profile);
@@ -206,10 +224,11 @@ Result<std::unique_ptr<OperatingSystem>> attach(const Target &target, const Atta
   AttachReport &out = report != nullptr ? *report : own_report;
   TRY_ASSIGN(auto found, find_kernel(target, options, out));
   if (!found.profile->has_types())
-    return fail(ErrorCode::no_types,
-                fmt::format("the kernel carries no BTF, so the layout of its structures is unknown; give a Volatility 3 "
-                            "ISF file of this very build with --profile ({})",
-                            found.profile->banner()));
+    return fail(
+        ErrorCode::no_types,
+        fmt::format("the kernel carries no BTF, so the layout of its structures is unknown; give a Volatility 3 "
+                    "ISF file of this very build with --profile ({})",
+                    found.profile->banner()));
   auto kernel = std::make_unique<Kernel>(*target.memory, std::move(found.location), std::move(found.profile));
   return std::unique_ptr<OperatingSystem>(std::make_unique<LinuxSystem>(target, std::move(kernel)));
 }

@@ -31,8 +31,8 @@ public:
   [[nodiscard]] std::size_t read_kernel(Gva address, std::span<std::byte> out) override;
   [[nodiscard]] Result<std::size_t> read_process(std::int32_t pid, Gva address, std::span<std::byte> out) override;
   [[nodiscard]] Result<ProcessImage> process_image(std::int32_t pid) override;
-  [[nodiscard]] Result<CachedFile>
-  recover_file(std::string_view path, const std::function<Result<void>(std::uint64_t, Bytes)> &sink) override;
+  [[nodiscard]] Result<CachedFile> recover_file(std::string_view path,
+                                                const std::function<Result<void>(std::uint64_t, Bytes)> &sink) override;
   [[nodiscard]] std::string crash_information() override;
 
 private:

@@ -172,7 +172,8 @@ std::optional<Gva> timekeeper_address(const Kernel &kernel) {
       if (!offset_real || !wall || !to_monotonic || *wall <= 0 || *to_monotonic == 0)
         continue;
       const std::int64_t origin = *offset_real / 1'000'000'000;
-      const auto sum = static_cast<std::int64_t>(static_cast<std::uint64_t>(origin) + static_cast<std::uint64_t>(*to_monotonic));
+      const auto sum =
+          static_cast<std::int64_t>(static_cast<std::uint64_t>(origin) + static_cast<std::uint64_t>(*to_monotonic));
       if (sum >= -1 && sum <= 1 && *wall >= origin)
         return timekeeper;
     }
