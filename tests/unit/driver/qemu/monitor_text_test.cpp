@@ -1,0 +1,153 @@
+#include "lararium/driver/qemu/monitor_text.h"
+
+#include "lararium/driver/qemu/monitor.h"
+#include "recorded.h"
+
+namespace lararium::qemu {
+namespace {
+
+struct Piece {
+  std::uint64_t base, size;
+  std::string block;
+  std::uint64_t offset;
+  bool operator==(const Piece &) const = default;
+};
+
+void PrintTo(const Piece &piece, std::ostream *out) {
+  *out << std::hex << piece.base << "+" << piece.size << " " << piece.block << "@" << piece.offset;
+}
+
+std::vector<Piece> memory_of(const std::string &name) {
+  const auto blocks = parse_ram_blocks(recorded(name + ".ramblock.txt"));
+  const auto view = parse_flat_view(recorded(name + ".mtree.txt"));
+  EXPECT_TRUE(blocks && view) << name;
+  if (!blocks || !view)
+    return {};
+  const auto ranges = main_memory(*blocks, *view);
+  EXPECT_TRUE(ranges) << name;
+  std::vector<Piece> pieces;
+  if (ranges)
+    for (const auto &range : *ranges)
+      pieces.push_back({range.base.value, range.size, (*blocks)[range.block].name, range.offset});
+  return pieces;
+}
+
+constexpr std::uint64_t gib = 1 << 30;
+
+TEST(MonitorText, MemoryOfTwoNumaNodesAndADimm) {
+  const std::vector<Piece> expected = {{0, 0xa0000, "m0", 0},
+                                       {0xc0000, 2 * gib - 0xc0000, "m0", 0xc0000},
+                                       {2 * gib, gib, "m1", 0},
+                                       {4 * gib, 2 * gib, "m1", gib},
+                                       {6 * gib, gib / 4, "dm", 0}};
+  EXPECT_EQ(memory_of("numa_7.2"), expected);
+  EXPECT_EQ(memory_of("numa_10.0"), expected);
+}
+
+TEST(MonitorText, MemoryUnderKvmWithTheBiosShadowed) {
+  const std::vector<Piece> expected = {{0, gib, "pc.ram", 0}};
+  EXPECT_EQ(memory_of("kvm_q35_7.2"), expected);
+  EXPECT_EQ(memory_of("kvm_q35_10.0"), expected);
+}
+
+TEST(MonitorText, MemoryOfMicrovmLeavesTheFirmwareOut) {
+  EXPECT_EQ(memory_of("microvm_7.2"), (std::vector<Piece>{{0, 0xf0000, "microvm.ram", 0},
+                                                          {0x100000, gib / 4 - 0x100000, "microvm.ram", 0x100000}}));
+  EXPECT_EQ(memory_of("microvm_10.0"), (std::vector<Piece>{{0, 0xe0000, "microvm.ram", 0},
+                                                           {0x100000, gib / 4 - 0x100000, "microvm.ram", 0x100000}}));
+}
+
+TEST(MonitorText, HostAddressesOfBlocks) {
+  const auto old_blocks = parse_ram_blocks(recorded("numa_7.2.ramblock.txt"));
+  ASSERT_TRUE(old_blocks);
+  EXPECT_EQ((*old_blocks)[0].name, "m1");
+  EXPECT_EQ((*old_blocks)[0].used, 3 * gib);
+  EXPECT_FALSE((*old_blocks)[0].host);
+  const auto blocks = parse_ram_blocks(recorded("numa_10.0.ramblock.txt"));
+  ASSERT_TRUE(blocks);
+  EXPECT_TRUE((*blocks)[0].host);
+  const auto address = parse_host_address("Host virtual address for 0x0 (pc.ram) is 0x7f6c5fe00000\r\n");
+  ASSERT_TRUE(address);
+  EXPECT_EQ(address->block, "pc.ram");
+  EXPECT_EQ(address->host, Hva{0x7f6c5fe00000});
+  EXPECT_FALSE(parse_host_address("Memory at address 0xa0000 is not RAM\n"));
+}
+
+TEST(MonitorText, RegistersInLongMode) {
+  for (const std::string version : {"7.2", "10.0"}) {
+    const auto vcpus = parse_registers(recorded("numa_" + version + ".registers.txt"));
+    ASSERT_TRUE(vcpus);
+    ASSERT_EQ(vcpus->size(), 2u);
+    for (const auto &vcpu : *vcpus) {
+      EXPECT_TRUE(vcpu.paging());
+      EXPECT_TRUE(vcpu.five_level_paging());
+      EXPECT_EQ(vcpu.cs, 0x10);
+      EXPECT_EQ(vcpu.ss, 0x18);
+      EXPECT_EQ(vcpu.efer, 0xd01u);
+      EXPECT_EQ(vcpu.idt_base, Gva{0xfffffe0000000000});
+      EXPECT_EQ(vcpu.idt_limit, 0xfff);
+      EXPECT_EQ(vcpu.gdt_limit, 0x7f);
+      EXPECT_EQ(vcpu.rsp.value, vcpu.general[4]);
+      EXPECT_GT(vcpu.gs_base.value, 0xff00000000000000u);
+      EXPECT_EQ(vcpu.general[1], 1u); // rcx
+      EXPECT_TRUE(vcpu.halted);
+    }
+    EXPECT_EQ((*vcpus)[1].index, 1u);
+    EXPECT_NE((*vcpus)[0].tr_base, (*vcpus)[1].tr_base);
+  }
+}
+
+TEST(MonitorText, RegistersInFirmware) {
+  const auto vcpus = parse_registers(recorded("firmware_10.0.registers.txt"));
+  ASSERT_TRUE(vcpus);
+  ASSERT_EQ(vcpus->size(), 1u);
+  const auto &vcpu = vcpus->front();
+  EXPECT_FALSE(vcpu.paging());
+  EXPECT_EQ(vcpu.rip, Gva{0xe9dc1});
+  EXPECT_EQ(vcpu.general[0], 0x7000u);
+  EXPECT_EQ(vcpu.cr0, 0x11u);
+  EXPECT_EQ(vcpu.gdt_base, Gva{0xf6180});
+}
+
+TEST(MonitorText, RunStates) {
+  EXPECT_EQ(parse_run_state("VM status: running\r\n"), RunState::running);
+  EXPECT_EQ(parse_run_state("VM status: paused\n"), RunState::paused);
+  EXPECT_EQ(parse_run_state("VM status: paused (prelaunch)\n"), RunState::paused);
+  EXPECT_EQ(parse_run_state("VM status: paused (internal-error)\n"), RunState::crashed);
+  EXPECT_EQ(parse_run_state("VM status: running (single step mode)\n"), RunState::running);
+  EXPECT_FALSE(parse_run_state("unknown command"));
+}
+
+TEST(MonitorText, HumanMonitorsAnswersAreFreedOfTheEcho) {
+  for (const std::string version : {"7.2", "10.0"}) {
+    EXPECT_EQ(hmp_answer(recorded("hmp_banner_" + version + ".bin")), "");
+    EXPECT_EQ(hmp_answer(recorded("hmp_status_" + version + ".bin")), "VM status: running\n");
+    const auto answer = hmp_answer(recorded("hmp_blockstats_" + version + ".bin"));
+    ASSERT_TRUE(answer);
+    const auto disks = parse_block_counters(*answer);
+    ASSERT_FALSE(disks.empty());
+    EXPECT_EQ(disks[0].device, "ide1-cd0");
+  }
+  EXPECT_FALSE(hmp_answer("i\x1b[K\x1b[Dinfo status\x1b[K\r\nVM status: run"));
+  EXPECT_FALSE(hmp_answer("(qemu) "));
+  EXPECT_EQ(hmp_answer("stop\r\n(qemu) "), "");
+}
+
+TEST(MonitorText, OverlappingOrOversizedRangesAreRefused) {
+  const std::string head = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n";
+  const auto line = [](const char *range, const char *region) {
+    return std::string("  ") + range + " (prio 0, ram): " + region + "\n";
+  };
+  EXPECT_FALSE(parse_flat_view(head + line("0000000000000000-0000000000000fff", "a") +
+                               line("0000000000000800-0000000000001fff", "a")));
+  EXPECT_FALSE(parse_flat_view("FlatView #0\n AS \"I/O\", root: io\n"));
+  const auto view = parse_flat_view(head + line("0000000000000000-ffffffffffffffff", "a") + // wraps: left out
+                                    line("0000000000000000-0000000000001fff", "ram @0000000000001000 KVM"));
+  ASSERT_TRUE(view);
+  ASSERT_EQ(view->size(), 1u);
+  EXPECT_EQ(view->front().offset, 0x1000u);
+  EXPECT_FALSE(main_memory({{.name = "ram", .page_size = 4096, .used = 0x2000, .host = {}}}, *view));
+}
+
+} // namespace
+} // namespace lararium::qemu
