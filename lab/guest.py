@@ -93,6 +93,8 @@ class Guest:
         known = state.load(folder)
         if known is None:
             raise LabError(f"no guest is called {name}; lab/lab list shows them")
+        if known.get("libvirt"):
+            from .libvirt import LibvirtGuest as cls  # it is made of this class
         if not state.is_alive(known):
             raise LabError(f"the guest {name} ended; lab/lab stop {name} cleans up")
         guest = cls.__new__(cls)
@@ -251,11 +253,14 @@ class Guest:
         state.clean_up(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        self.sockets = paths.socket_dir(self.folder)
+        self.sockets = self._make_socket_dir()
         self.state = {"name": self.name, "pid": None, "start_time": None, "sockets": str(self.sockets), "files": [],
                       "release": self.kernel.release, "qemu": self.qemu.version if self.qemu else None,
                       "options": dataclasses.asdict(self.options)}
         self._save()
+
+    def _make_socket_dir(self) -> pathlib.Path:
+        return paths.socket_dir(self.folder)
 
     def _save(self, **changes):
         self.state.update(changes)
@@ -333,13 +338,13 @@ class Guest:
 
     def _last_words(self) -> str:
         words = []
-        for name in ("qemu.log", "console.log"):
+        for path in (self.folder / "qemu.log", self.console_log):
             try:
-                text = (self.folder / name).read_bytes()[-3000:].decode(errors="replace").strip()
+                text = path.read_bytes()[-3000:].decode(errors="replace").strip()
             except OSError:
                 continue
             if text:
-                words.append(f"--- {name}\n{text}")
+                words.append(f"--- {path.name}\n{text}")
         return "\n".join(words)
 
 

@@ -40,7 +40,9 @@ def release(folder: pathlib.Path, added: int):
     """Undoes borrow(); harmless where it is undone already."""
     target = folder / "hugepages"
     if target.is_mount():
-        subprocess.run(["umount", target], capture_output=True)
+        # Others look into every hugetlbfs (libvirtd does); they shall not keep this one.
+        if subprocess.run(["umount", target], capture_output=True).returncode:
+            subprocess.run(["umount", "--lazy", target], capture_output=True)
         if not target.is_mount():
             target.rmdir()
             _change(-added)

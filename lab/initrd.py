@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 import tempfile
+import time
 
 from . import apt, paths
 from .errors import LabError, Skip
@@ -23,10 +24,10 @@ def build(kernel: Kernel) -> pathlib.Path:
     modules = sorted(path for path in kernel.modules.rglob("*") if path.is_file())
     scripts = sorted(path for path in (GUEST / "root").rglob("*") if path.is_file())
     parts = [pathlib.Path(__file__), busybox, workload, kernel.folder / "kernel.json", *scripts]
-    file = paths.cache_dir() / "initrd" / f"{kernel.name}-{_digest(parts)}.cpio"
+    file = paths.cache_dir() / "initrd" / kernel.name / f"{_digest(parts)}.cpio"
     if file.exists():
         return file
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     archive = Archive()
     for folder in FOLDERS:
         archive.folder(folder)
@@ -41,8 +42,9 @@ def build(kernel: Kernel) -> pathlib.Path:
         archive.file(str(path.relative_to(GUEST / "root")), path.read_bytes(), 0o755 if executable else 0o644)
     for path in modules:
         archive.file(f"lib/modules/{kernel.release}/{path.relative_to(kernel.modules)}", path.read_bytes(), 0o644)
-    for old in file.parent.glob(f"{kernel.name}-*.cpio"):
-        old.unlink(missing_ok=True)
+    for old in file.parent.glob("*.cpio"):
+        if time.time() - old.stat().st_mtime > 86400:  # younger ones may be of another working copy
+            old.unlink(missing_ok=True)
     write_atomically(file, archive.finish())
     return file
 
@@ -71,8 +73,6 @@ def workload_path() -> pathlib.Path:
     path = paths.cache_dir() / f"workload-{_digest([source])}"
     with paths.locked("workload"):
         if not path.exists():
-            for old in path.parent.glob("workload-*"):
-                old.unlink()
             fresh = path.with_name(f".{path.name}")
             try:
                 done = subprocess.run(["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Wno-format-truncation", "-static", "-pthread", "-s",

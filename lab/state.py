@@ -50,11 +50,10 @@ def clean_up(folder: pathlib.Path):
     state = load(folder)
     if state is None:
         return
-    if is_alive(state):
-        _kill(state)
     if state.get("libvirt"):
-        from . import libvirt
+        from . import libvirt  # it knows guests, which know this module
         libvirt.clean_up(state["libvirt"])
+    kill(state)
     if state.get("hugepages"):
         hugepages.release(folder, state["hugepages"])
     for path in state.get("files", []):
@@ -64,7 +63,10 @@ def clean_up(folder: pathlib.Path):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kill(state: dict):
+def kill(state: dict):
+    """Ends the very process that was started, if it still runs."""
+    if not is_alive(state):
+        return
     # A descriptor of the process cannot come to mean another one, as its number can.
     try:
         process = os.pidfd_open(state["pid"])
