@@ -22,7 +22,11 @@ class Console:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self.received = b""
         self.tail = b""  # the last of what came, to show when something goes wrong
 

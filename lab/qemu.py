@@ -155,7 +155,8 @@ def command(options: Options, qemu: Qemu, name: str, sockets: pathlib.Path, fold
     else:
         line += ["-nic", "none"]
     if options.run_as:
-        line += ["-runas", options.run_as]
+        since_9 = int(qemu.version.split(".")[0]) >= 9
+        line += ["-run-with", f"user={options.run_as}"] if since_9 else ["-runas", options.run_as]
     if not options.reboot:
         line += ["-no-reboot"]
     line += ["-kernel", str(image), "-initrd", str(initrd), "-append", append(options, name)]
