@@ -15,6 +15,10 @@ if(LARARIUM_SANITIZE)
   target_link_options(lararium_options INTERFACE -fsanitize=${LARARIUM_SANITIZE})
 endif()
 
+if(LARARIUM_FUZZ) # the layers too, or the fuzzers would see no coverage of what they test
+  target_compile_options(lararium_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # lararium_layer(NAME SOURCES a.cpp... USES layer... LIBRARIES external...)
 # declares the static library of one folder under src/. tools/check_layers checks what it includes.
 function(lararium_layer name)

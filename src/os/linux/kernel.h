@@ -11,6 +11,8 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <typeindex>
+#include <unordered_map>
 #include <vector>
 
 namespace lararium::linux_guest {
@@ -52,6 +54,16 @@ public:
   // Possible CPUs, by number; at most 8192.
   [[nodiscard]] std::uint32_t cpu_count() const;
 
+  // A view's members, resolved at its first use and kept. Layout has `static Result<Layout> resolve(const Kernel &)`.
+  template <class Layout> [[nodiscard]] Result<const Layout *> layout() const {
+    std::shared_ptr<void> &kept = layouts_[std::type_index(typeid(Layout))];
+    if (!kept) {
+      TRY_ASSIGN(auto resolved, Layout::resolve(*this));
+      kept = std::make_shared<Layout>(std::move(resolved));
+    }
+    return static_cast<const Layout *>(kept.get());
+  }
+
   // Whether an address lies in the kernel half at all: a cheap test that rejects most lies.
   [[nodiscard]] bool is_kernel_address(Gva address) const { return address.value >> 63 != 0; }
 
@@ -61,6 +73,7 @@ private:
   AddressSpace space_;
   std::shared_ptr<const Profile> profile_;
   mutable std::vector<Gva> per_cpu_offsets_;
+  mutable std::unordered_map<std::type_index, std::shared_ptr<void>> layouts_;
   void load_per_cpu_offsets() const;
 };
 

@@ -151,7 +151,8 @@ Result<WalkResult> walk_modules(const Kernel &kernel, const ModuleLayout &layout
 } // namespace
 
 Result<View<KernelModule>> read_modules(const Kernel &kernel) {
-  TRY_ASSIGN(const auto layout, ModuleLayout::resolve(kernel));
+  TRY_ASSIGN(const ModuleLayout *kept, kernel.layout<ModuleLayout>());
+  const ModuleLayout &layout = *kept;
   View<KernelModule> view;
   WalkResult walk;
   for (std::size_t attempt = 0; attempt < walk_attempts; ++attempt) {
@@ -173,8 +174,11 @@ Result<View<KernelModule>> read_modules(const Kernel &kernel) {
 }
 
 void for_each_module_symbol(const Kernel &kernel, const std::function<bool(const KernelSymbol &)> &visitor) {
-  const auto layout = ModuleLayout::resolve(kernel);
-  if (!layout || !layout->kallsyms || !layout->symtab || !layout->symbol_count || !layout->strtab)
+  const auto resolved = kernel.layout<ModuleLayout>();
+  if (!resolved)
+    return;
+  const ModuleLayout *layout = *resolved;
+  if (!layout->kallsyms || !layout->symtab || !layout->symbol_count || !layout->strtab)
     return;
   struct ElfSymbol { // Elf64_Sym
     std::uint32_t name;

@@ -20,37 +20,49 @@ std::string join(const std::vector<std::string> &components) {
 
 } // namespace
 
+struct PathLayout {
+  FieldLocation path_mnt, path_dentry;
+  FieldLocation dentry_parent, dentry_name, dentry_name_length, dentry_inode, dentry_hash, dentry_super, dentry_ops;
+  FieldLocation dname_op;
+  FieldLocation vfsmount_root, mount_vfsmount, mount_parent, mount_mountpoint;
+  FieldLocation inode_number, super_type, type_name;
+  std::optional<FieldLocation> kernfs_parent, kernfs_name;
+
+  static Result<PathLayout> resolve(const Kernel &kernel) {
+    LayoutResolver layout(kernel.types());
+    PathLayout f;
+    f.path_mnt = layout.require("path", "mnt");
+    f.path_dentry = layout.require("path", "dentry");
+    f.dentry_parent = layout.require("dentry", "d_parent");
+    f.dentry_name = layout.require("dentry", "d_name.name");
+    f.dentry_name_length = layout.require("dentry", "d_name.len");
+    f.dentry_inode = layout.require("dentry", "d_inode");
+    f.dentry_hash = layout.require("dentry", "d_hash.pprev");
+    f.dentry_super = layout.require("dentry", "d_sb");
+    f.dentry_ops = layout.require("dentry", "d_op");
+    f.dname_op = layout.require("dentry_operations", "d_dname");
+    f.vfsmount_root = layout.require("vfsmount", "mnt_root");
+    f.mount_vfsmount = layout.require("mount", "mnt");
+    f.mount_parent = layout.require("mount", "mnt_parent");
+    f.mount_mountpoint = layout.require("mount", "mnt_mountpoint");
+    f.inode_number = layout.require("inode", "i_ino");
+    f.super_type = layout.require("super_block", "s_type");
+    f.type_name = layout.require("file_system_type", "name");
+    f.kernfs_parent = layout.optional_any("kernfs_node", {"__parent", "parent"}); // renamed in 6.15, 633488947ef6
+    f.kernfs_name = layout.optional("kernfs_node", "name");
+    TRY(layout.check());
+    return f;
+  }
+};
+
 Result<PathResolver> PathResolver::create(const Kernel &kernel) {
-  PathResolver resolver(kernel);
-  LayoutResolver layout(kernel.types());
-  resolver.path_mnt_ = layout.require("path", "mnt");
-  resolver.path_dentry_ = layout.require("path", "dentry");
-  resolver.dentry_parent_ = layout.require("dentry", "d_parent");
-  resolver.dentry_name_ = layout.require("dentry", "d_name.name");
-  resolver.dentry_name_length_ = layout.require("dentry", "d_name.len");
-  resolver.dentry_inode_ = layout.require("dentry", "d_inode");
-  resolver.dentry_hash_ = layout.require("dentry", "d_hash.pprev");
-  resolver.dentry_super_ = layout.require("dentry", "d_sb");
-  resolver.dentry_ops_ = layout.require("dentry", "d_op");
-  resolver.dname_op_ = layout.require("dentry_operations", "d_dname");
-  resolver.vfsmount_root_ = layout.require("vfsmount", "mnt_root");
-  resolver.mount_vfsmount_ = layout.require("mount", "mnt");
-  resolver.mount_parent_ = layout.require("mount", "mnt_parent");
-  resolver.mount_mountpoint_ = layout.require("mount", "mnt_mountpoint");
-  resolver.mount_namespace_ = layout.require("mount", "mnt_ns");
-  resolver.inode_number_ = layout.require("inode", "i_ino");
-  resolver.super_magic_ = layout.require("super_block", "s_magic");
-  resolver.super_type_ = layout.require("super_block", "s_type");
-  resolver.type_name_ = layout.require("file_system_type", "name");
-  resolver.kernfs_parent_ = layout.optional_any("kernfs_node", {"__parent", "parent"}); // renamed in 6.15, 633488947ef6
-  resolver.kernfs_name_ = layout.optional("kernfs_node", "name");
-  TRY(layout.check());
-  return resolver;
+  TRY_ASSIGN(const PathLayout *layout, kernel.layout<PathLayout>());
+  return PathResolver(kernel, *layout);
 }
 
 std::string PathResolver::name_of(Gva dentry) const {
-  const auto length = kernel_->read_field(dentry, dentry_name_length_);
-  const auto name = kernel_->read_pointer(dentry, dentry_name_);
+  const auto length = kernel_->read_field(dentry, f_->dentry_name_length);
+  const auto name = kernel_->read_pointer(dentry, f_->dentry_name);
   if (!length || !name)
     return "?";
   std::string text(std::min<std::size_t>(*length, name_limit), '\0');
@@ -59,11 +71,11 @@ std::string PathResolver::name_of(Gva dentry) const {
   return text;
 }
 
-std::optional<Gva> PathResolver::inode_of(Gva dentry) const { return kernel_->read_pointer(dentry, dentry_inode_); }
+std::optional<Gva> PathResolver::inode_of(Gva dentry) const { return kernel_->read_pointer(dentry, f_->dentry_inode); }
 
 std::optional<ResolvedPath> PathResolver::resolve(Gva path) const {
-  const auto mnt = kernel_->read_pointer(path, path_mnt_);
-  const auto dentry = kernel_->read_pointer(path, path_dentry_);
+  const auto mnt = kernel_->read_pointer(path, f_->path_mnt);
+  const auto dentry = kernel_->read_pointer(path, f_->path_dentry);
   if (!mnt || !dentry || !*mnt || !*dentry)
     return std::nullopt;
   return resolve(*mnt, *dentry);
@@ -71,22 +83,22 @@ std::optional<ResolvedPath> PathResolver::resolve(Gva path) const {
 
 std::optional<ResolvedPath> PathResolver::resolve(Gva vfsmount, Gva dentry) const {
   ResolvedPath result;
-  const auto hash = kernel_->read_pointer(dentry, dentry_hash_);
-  const auto first_parent = kernel_->read_pointer(dentry, dentry_parent_);
+  const auto hash = kernel_->read_pointer(dentry, f_->dentry_hash);
+  const auto first_parent = kernel_->read_pointer(dentry, f_->dentry_parent);
   if (!hash || !first_parent)
     return std::nullopt;
   result.deleted = !*hash && *first_parent != dentry;
 
   // Pseudo file systems name their own files (dentry_operations.d_dname): pipefs, sockfs, anon_inodefs, nsfs, dma-buf;
   // and shmem's for memfd and shared anonymous memory. A hashed or parented dentry with d_dname is an ordinary one.
-  if (const auto ops = kernel_->read_pointer(dentry, dentry_ops_); ops && *ops && *first_parent == dentry) {
-    if (const auto dname = kernel_->read_pointer(*ops, dname_op_); dname && *dname) {
-      const auto super = kernel_->read_pointer(dentry, dentry_super_);
-      const auto type = super ? kernel_->read_pointer(*super, super_type_) : std::nullopt;
-      const auto type_name = type ? kernel_->read_pointer(*type, type_name_) : std::nullopt;
+  if (const auto ops = kernel_->read_pointer(dentry, f_->dentry_ops); ops && *ops && *first_parent == dentry) {
+    if (const auto dname = kernel_->read_pointer(*ops, f_->dname_op); dname && *dname) {
+      const auto super = kernel_->read_pointer(dentry, f_->dentry_super);
+      const auto type = super ? kernel_->read_pointer(*super, f_->super_type) : std::nullopt;
+      const auto type_name = type ? kernel_->read_pointer(*type, f_->type_name) : std::nullopt;
       const std::string filesystem = type_name ? kernel_->space().read_c_string(*type_name, 32).value_or("") : "";
       const auto inode = inode_of(dentry);
-      const std::uint64_t number = inode ? kernel_->read_field(*inode, inode_number_).value_or(0) : 0;
+      const std::uint64_t number = inode ? kernel_->read_field(*inode, f_->inode_number).value_or(0) : 0;
       if (filesystem == "sockfs")
         result.text = fmt::format("socket:[{}]", number);
       else if (filesystem == "pipefs")
@@ -105,21 +117,21 @@ std::optional<ResolvedPath> PathResolver::resolve(Gva vfsmount, Gva dentry) cons
 
   std::vector<std::string> components;
   std::size_t length = 0;
-  Gva mount = vfsmount - mount_vfsmount_.offset;
+  Gva mount = vfsmount - f_->mount_vfsmount.offset;
   for (std::size_t depth = 0;; ++depth) {
     if (depth >= depth_limit || length > text_limit) {
       result.truncated = true;
       break;
     }
-    const auto root = kernel_->read_pointer(mount + mount_vfsmount_.offset, vfsmount_root_);
-    const auto parent = kernel_->read_pointer(dentry, dentry_parent_);
+    const auto root = kernel_->read_pointer(mount + f_->mount_vfsmount.offset, f_->vfsmount_root);
+    const auto parent = kernel_->read_pointer(dentry, f_->dentry_parent);
     if (!root || !parent) {
       result.truncated = true;
       break;
     }
     if (dentry == *root || dentry == *parent) {
-      const auto parent_mount = kernel_->read_pointer(mount, mount_parent_);
-      const auto mountpoint = kernel_->read_pointer(mount, mount_mountpoint_);
+      const auto parent_mount = kernel_->read_pointer(mount, f_->mount_parent);
+      const auto mountpoint = kernel_->read_pointer(mount, f_->mount_mountpoint);
       if (!parent_mount || !mountpoint) {
         result.truncated = true;
         break;
@@ -145,7 +157,7 @@ std::optional<ResolvedPath> PathResolver::within_filesystem(Gva dentry) const {
   std::vector<std::string> components;
   std::size_t length = 0;
   while (true) {
-    const auto parent = kernel_->read_pointer(dentry, dentry_parent_);
+    const auto parent = kernel_->read_pointer(dentry, f_->dentry_parent);
     if (!parent || components.size() >= depth_limit || length > text_limit) {
       result.truncated = true;
       break;
@@ -161,16 +173,16 @@ std::optional<ResolvedPath> PathResolver::within_filesystem(Gva dentry) const {
 }
 
 std::optional<std::string> PathResolver::kernfs_path(Gva node) const {
-  if (!kernfs_parent_ || !kernfs_name_)
+  if (!f_->kernfs_parent || !f_->kernfs_name)
     return std::nullopt;
   std::vector<std::string> components;
   while (components.size() < depth_limit) {
-    const auto parent = kernel_->read_pointer(node, *kernfs_parent_);
+    const auto parent = kernel_->read_pointer(node, *f_->kernfs_parent);
     if (!parent)
       return std::nullopt;
     if (!*parent)
       return join(components);
-    const auto name = kernel_->read_pointer(node, *kernfs_name_);
+    const auto name = kernel_->read_pointer(node, *f_->kernfs_name);
     components.push_back(name ? kernel_->space().read_c_string(*name, name_limit).value_or("?") : "?");
     node = *parent;
   }

@@ -13,7 +13,9 @@ struct ResolvedPath {
   bool truncated = false; // deeper or longer than the limits, or a link was not readable: the text starts with "..."
 };
 
-// Resolves paths for one kernel. Keeps the layouts; make one per view.
+struct PathLayout;
+
+// Resolves paths for one kernel.
 class PathResolver {
 public:
   [[nodiscard]] static Result<PathResolver> create(const Kernel &kernel);
@@ -32,14 +34,9 @@ public:
   [[nodiscard]] std::optional<std::string> kernfs_path(Gva node) const;
 
 private:
-  explicit PathResolver(const Kernel &kernel) : kernel_(&kernel) {}
+  PathResolver(const Kernel &kernel, const PathLayout &layout) : kernel_(&kernel), f_(&layout) {}
   const Kernel *kernel_;
-  FieldLocation path_mnt_, path_dentry_;
-  FieldLocation dentry_parent_, dentry_name_, dentry_name_length_, dentry_inode_, dentry_hash_, dentry_super_,
-      dentry_ops_;
-  FieldLocation vfsmount_root_, mount_vfsmount_, mount_parent_, mount_mountpoint_, mount_namespace_;
-  FieldLocation inode_number_, super_magic_, super_type_, type_name_, dname_op_;
-  std::optional<FieldLocation> kernfs_parent_, kernfs_name_;
+  const PathLayout *f_; // kept by the kernel
 };
 
 } // namespace lararium::linux_guest

@@ -182,11 +182,12 @@ Result<Found> find_kernel(const Target &target, const AttachOptions &options, At
   if (target.identity.architecture != Architecture::x86_64)
     return fail(ErrorCode::unsupported, "only x86-64 guests are understood so far");
   std::vector<VcpuRegisters> registers;
-  if (target.vcpus)
+  if (target.vcpus) {
     if (auto result = target.vcpus->registers())
       registers = std::move(*result);
     else
       report.warnings.push_back("no vCPU registers: " + result.error().describe());
+  }
 
   std::optional<Error> first_error;
   // Registers first: they tell the running kernel for certain, and cost no search.

@@ -60,7 +60,8 @@ Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, Vi
   const auto init_task = kernel.symbol("init_task");
   if (!init_task)
     return fail(ErrorCode::not_found, "the kernel has no symbol init_task");
-  TRY_ASSIGN(const ListLayout layout, ListLayout::resolve(kernel));
+  TRY_ASSIGN(const ListLayout *kept, kernel.layout<ListLayout>());
+  const ListLayout &layout = *kept;
   const std::size_t limit = task_limit(kernel, layout.task_size);
 
   std::vector<TaskEntry> tasks;
@@ -351,7 +352,7 @@ std::string terminal_name(std::string name) {
 
 class ProcessReader {
 public:
-  ProcessReader(const Kernel &kernel, ProcessLayout layout, const ProcessQuery &query,
+  ProcessReader(const Kernel &kernel, const ProcessLayout &layout, const ProcessQuery &query,
                 std::optional<PathResolver> paths)
       : kernel_(kernel), f_(layout), query_(query), paths_(std::move(paths)), boot_time_(boot_time_ns(kernel)) {}
 
@@ -568,7 +569,7 @@ private:
   }
 
   const Kernel &kernel_;
-  ProcessLayout f_;
+  const ProcessLayout &f_;
   ProcessQuery query_;
   std::optional<PathResolver> paths_;
   std::optional<std::int64_t> boot_time_;
@@ -591,12 +592,12 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
   View<Process> view;
   // A process' CPU time is the sum over its threads, so all are walked in any case.
   TRY_ASSIGN(const auto tasks, list_tasks(kernel, true, view.status));
-  TRY_ASSIGN(const auto layout, ProcessLayout::resolve(kernel));
+  TRY_ASSIGN(const ProcessLayout *layout, kernel.layout<ProcessLayout>());
   std::optional<PathResolver> paths;
   if (query.paths || query.current_directory) {
     TRY_ASSIGN(paths, PathResolver::create(kernel));
   }
-  ProcessReader reader(kernel, layout, query, std::move(paths));
+  ProcessReader reader(kernel, *layout, query, std::move(paths));
 
   for (std::size_t i = 0; i < tasks.size();) {
     // The threads of a process follow each other; the leader is among them.
