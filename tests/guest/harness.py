@@ -1,0 +1,116 @@
+"""What every guest test shares: a booted guest, Lararium run against it from outside, and skipping with a reason.
+
+A test program takes its kernel from $LARARIUM_KERNEL and Lararium's binary from $LARARIUM_BIN, and can be run by hand:
+
+    LARARIUM_KERNEL=6.12-cloud tests/guest/test_process_views.py
+
+Exit codes: 0 all passed, 1 something failed, 77 it cannot run on this machine (the reason is printed).
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from lab.errors import Skip  # noqa: E402
+from lab.guest import Guest  # noqa: E402
+
+KERNEL = os.environ.get("LARARIUM_KERNEL", "6.1-cloud")
+BINARY = pathlib.Path(os.environ.get("LARARIUM_BIN", ROOT / "build/bin/lararium"))
+SKIPPED = 77
+
+
+class LarariumError(AssertionError):
+    """Lararium ended with an error. `code` is its exit code."""
+
+    def __init__(self, arguments, completed):
+        self.code, self.stderr = completed.returncode, completed.stderr
+        super().__init__(f"lararium {shlex.join(map(str, arguments))} ended with {completed.returncode}: "
+                         f"{completed.stderr[-2000:]}")
+
+
+def run_lararium(*arguments, timeout=60, cache=None, check=True):
+    """Runs Lararium and gives the completed process, with text output."""
+    environment = {**os.environ, "NO_COLOR": "1"}
+    if cache:
+        environment["LARARIUM_CACHE"] = str(cache)
+    completed = subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
+                               errors="surrogateescape", env=environment, stdin=subprocess.DEVNULL)
+    if check and completed.returncode:
+        raise LarariumError(arguments, completed)
+    return completed
+
+
+def bytes_of(text):
+    """The bytes of a guest's string: JSON shows a byte 0xNN that is not UTF-8 as U+10F7NN (docs/json.md)."""
+    return b"".join(bytes([ord(c) & 0xff]) if 0x10f700 <= ord(c) <= 0x10f7ff else c.encode() for c in text)
+
+
+def seconds_of(time_text):
+    """Seconds since 1970 of a time as JSON shows it, "2026-01-02T03:04:05.678Z"."""
+    return datetime.datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", time_text.replace("Z", "+00:00"))).timestamp()
+
+
+class GuestTest(unittest.TestCase):
+    """One guest for all tests of a class; OPTIONS are lab.qemu.Options fields."""
+
+    OPTIONS: dict = {"backend": "memfd"}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.cache = tempfile.TemporaryDirectory(prefix="lararium-cache-")
+        cls.addClassCleanup(cls.cache.cleanup)
+        cls.guest = Guest(**{"kernel": KERNEL, **cls.OPTIONS})
+        cls.addClassCleanup(cls.guest.stop)
+
+    def lararium(self, command, *arguments, **options):
+        """Text output of a command on the guest."""
+        return run_lararium(command, self.guest.pid, *arguments, cache=self.cache.name, **options).stdout
+
+    def json(self, command, *arguments, **options):
+        """The document that a command prints with --json."""
+        return json.loads(self.lararium(command, *arguments, "--json", **options))
+
+    def items(self, command, *arguments, **options):
+        return self.json(command, *arguments, **options)["items"]
+
+
+def main():
+    """unittest.main() that ends with 77 where the machine cannot run guests."""
+    if not BINARY.exists():
+        print(f"cannot run: {BINARY} is not built")
+        sys.exit(SKIPPED)
+    program = unittest.main(module="__main__", exit=False, verbosity=2, testRunner=_runner())
+    result = program.result
+    if result.wasSuccessful() and result.cannot_run and result.testsRun == 0:
+        print(f"cannot run: {result.cannot_run}")
+        sys.exit(SKIPPED)
+    sys.exit(0 if result.wasSuccessful() else 1)
+
+
+class _Result(unittest.TextTestResult):
+    """Takes the lab's Skip, raised while a guest is set up, for what it says."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.cannot_run = None
+
+    def addError(self, test, error):
+        if issubclass(error[0], Skip):
+            self.cannot_run = str(error[1])
+            self.addSkip(test, str(error[1]))
+        else:
+            super().addError(test, error)
+
+
+def _runner():
+    return unittest.TextTestRunner(stream=sys.stdout, resultclass=_Result, verbosity=2)
