@@ -146,9 +146,10 @@ class Root:
         config.write_text("#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
                           "#clear DPkg::Pre-Install-Pkgs;\n#clear DPkg::Post-Invoke;\n"
                           + "".join(f'{key} "{value}";\n' for key, value in options.items()))
-        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              env={**os.environ, "APT_CONFIG": str(config), "LC_ALL": "C.UTF-8",
-                                   "DEBIAN_FRONTEND": "noninteractive"})
+        with paths.locked(f"apt-{self.folder.name}"):
+            done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  env={**os.environ, "APT_CONFIG": str(config), "LC_ALL": "C.UTF-8",
+                                       "DEBIAN_FRONTEND": "noninteractive"})
         if check and done.returncode:
             tail = "; ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
             raise LabError(f"{' '.join(command)}: {tail}")

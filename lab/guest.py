@@ -210,12 +210,15 @@ class Guest:
         backend = {"qom_type": "memory-backend-ram"}
         if self.options.backend != "anon":
             backend = {"qom_type": "memory-backend-memfd", "share": self.options.backend != "private"}
+        blocks = "ls -d /sys/devices/system/memory/memory* | wc -l"
+        before = int(self.check(blocks))
         self.qmp("object-add", id=f"plug{number}", size=qemu.size(length), **backend)
         self.qmp("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"plug{number}")
-        wanted = "grep -c . /proc/iomem"
-        self.check("i=0; while [ $i -lt 50 ]; do for f in /sys/devices/system/memory/memory*/state; do "
-                   "grep -q offline $f && echo online >$f && done=1; done; "
-                   "[ \"$done\" ] && break; usleep 100000; i=$((i+1)); done; " + wanted)
+        # The blocks appear a little later; kernels differ in whether they go online by themselves.
+        self.check(f"i=0; until [ $({blocks}) -gt {before} ]; do [ $i -lt 100 ] || exit 1; usleep 100000; "
+                   "i=$((i+1)); done; "
+                   "for f in /sys/devices/system/memory/memory*/state; do grep -q offline $f && echo online >$f; done; "
+                   "! grep -q offline /sys/devices/system/memory/memory*/state")
         return f"dimm{number}"
 
     def stop(self):
@@ -240,7 +243,7 @@ class Guest:
                 "qemu": self.state["qemu"], "folder": str(self.folder), "console": str(self.sockets / "serial.sock"),
                 "qmp": str(self.qmp_socket) if self.options.monitor in ("qmp", "both") else None,
                 "hmp": str(self.hmp_socket) if self.options.monitor in ("hmp", "both") else None,
-                "alive": self.alive(), "options": self.state["options"]}
+                "alive": self.alive(), "command": self.state["command"], "options": self.state["options"]}
 
     def _find_qemu(self) -> qemu.Qemu:
         return qemu.find(self.options.qemu)
