@@ -41,43 +41,113 @@ KernelImage::KernelImage(const PhysicalMemory &memory, const KernelLocation &loc
   bytes_ = copy_;
 }
 
+namespace {
+
+// Where the symbols say that the parts of the image lie which would otherwise be searched for.
+struct Landmarks {
+  std::optional<std::uint64_t> banner, notes_begin, notes_end, btf_begin, btf_end;
+
+  void note(std::string_view name, std::uint64_t offset) {
+    if (name == "linux_banner")
+      banner = offset;
+    else if (name == "__start_notes")
+      notes_begin = offset;
+    else if (name == "__stop_notes")
+      notes_end = offset;
+    else if (name == "__start_BTF")
+      btf_begin = offset;
+    else if (name == "__stop_BTF")
+      btf_end = offset;
+  }
+};
+
+// The part between two landmarks, at most `limit` bytes; empty when they contradict each other.
+Bytes between(Bytes image, std::optional<std::uint64_t> begin, std::optional<std::uint64_t> end, std::size_t limit) {
+  if (!begin || !end || *begin >= *end || *end > image.size() || *end - *begin > limit)
+    return {};
+  return image.subspan(*begin, *end - *begin);
+}
+
+std::optional<std::string> banner_of(Bytes image, const Landmarks &landmarks) {
+  if (landmarks.banner && *landmarks.banner < image.size())
+    if (auto text = read_linux_banner(image.subspan(*landmarks.banner)))
+      return text;
+  if (auto found = find_linux_banner(image))
+    return std::move(found->text);
+  return std::nullopt;
+}
+
+// The build id's bytes are searched in `.notes`, which lies between two symbols on most kernels, else in all of the
+// image.
+void set_build_id(ProfileSource &source, Bytes image, const Landmarks &landmarks) {
+  constexpr std::size_t notes_limit = 1 << 20;
+  const Bytes notes = between(image, landmarks.notes_begin, landmarks.notes_end, notes_limit);
+  for (const Bytes place : {notes, image}) {
+    if (place.empty())
+      continue;
+    const auto found = find_build_ids(place);
+    if (const auto *note = choose_build_id(found)) {
+      source.build_id = note->id;
+      source.build_id_offset = note->offset + static_cast<std::uint64_t>(place.data() - image.data());
+      return;
+    }
+  }
+}
+
+// The profile with the types that the landmarks show, else with those that a search finds, else with none.
+Result<std::shared_ptr<const Profile>> build_with_types(ProfileSource &source, Bytes image, const Landmarks &landmarks,
+                                                        std::vector<std::string> &warnings) {
+  const Bytes place = between(image, landmarks.btf_begin, landmarks.btf_end, btf_size_limit);
+  const std::vector<std::byte> copy(place.begin(), place.end()); // a live guest may change it
+  source.btf = copy;
+  if (btf_sections(source.btf))
+    if (auto profile = Profile::build(source))
+      return profile;
+  const auto found = find_btf(image);
+  if (found)
+    source.btf = found->bytes;
+  else {
+    source.btf = {};
+    warnings.push_back("no usable type information: " + found.error().describe());
+  }
+  return Profile::build(source);
+}
+
+} // namespace
+
 Result<ImageProfile> profile_from_image(const KernelImage &image, const KernelLocation &location) {
   const Bytes bytes = image.bytes();
   ImageProfile result;
   ProfileSource source;
 
-  const auto banner = find_linux_banner(bytes);
-  if (!banner)
-    return fail(ErrorCode::unknown_os, "no Linux banner in what is mapped as the kernel");
-  source.banner = banner->text;
-
-  const auto build_ids = find_build_ids(bytes);
-  if (const auto *build_id = choose_build_id(build_ids)) {
-    source.build_id = build_id->id;
-    source.build_id_offset = build_id->offset;
-  } else {
-    result.warnings.push_back("the kernel has no build id, its profile is not cached");
-  }
-
   auto kallsyms = Kallsyms::carve(bytes, location.base);
-  if (!kallsyms)
+  if (!kallsyms) {
+    if (!find_linux_banner(bytes))
+      return fail(ErrorCode::unknown_os, "what is mapped where Linux has its kernel holds no Linux banner");
     return wrap(std::move(kallsyms).error(), "kernel symbols");
+  }
   if (!kallsyms->has_data_symbols())
-    result.warnings.push_back("the kernel was built without CONFIG_KALLSYMS_ALL: symbols of data are missing");
+    result.warnings.emplace_back("the kernel was built without CONFIG_KALLSYMS_ALL: symbols of data are missing");
+  Landmarks landmarks;
   source.symbols.reserve(kallsyms->size());
   for (std::size_t i = 0; i < kallsyms->size(); ++i) {
     const KallsymsSymbol symbol = (*kallsyms)[i];
     const bool absolute = symbol.absolute || symbol.value < location.base.value;
-    source.symbols.push_back({symbol.name, absolute ? symbol.value : symbol.value - location.base.value,
-                              absolute ? SymbolBase::absolute : SymbolBase::image, symbol.type});
+    const std::uint64_t value = absolute ? symbol.value : symbol.value - location.base.value;
+    if (!absolute)
+      landmarks.note(symbol.name, value);
+    source.symbols.push_back({symbol.name, value, absolute ? SymbolBase::absolute : SymbolBase::image, symbol.type});
   }
 
-  auto btf = find_btf(bytes);
-  if (btf)
-    source.btf = btf->bytes;
-  else
-    result.warnings.push_back("no usable BTF: " + btf.error().describe());
-  auto profile = Profile::build(source);
+  auto banner = banner_of(bytes, landmarks);
+  if (!banner)
+    return fail(ErrorCode::unknown_os, "what is mapped where Linux has its kernel holds no Linux banner");
+  source.banner = std::move(*banner);
+  set_build_id(source, bytes, landmarks);
+  if (source.build_id.size == 0)
+    result.warnings.emplace_back("the kernel has no build id, so its profile is not cached");
+
+  auto profile = build_with_types(source, bytes, landmarks, result.warnings);
   if (!profile)
     return wrap(std::move(profile).error(), "kernel profile");
   result.profile = std::move(*profile);
