@@ -41,9 +41,15 @@ void Kernel::load_per_cpu_offsets() const {
   if (const auto address = symbol("nr_cpu_ids"))
     count = std::clamp(read<std::uint32_t>(*address).value_or(1), 1u, limit);
   const auto table = symbol("__per_cpu_offset");
+  std::uint64_t first_area = 0; // the start of the per-CPU image: an address from 6.15 on, before that 0
+  if (const auto start = profile_->symbol("__per_cpu_start"))
+    first_area = start->base == SymbolBase::image ? location_.base.value + start->value : start->value;
   for (std::uint32_t cpu = 0; cpu < count; ++cpu) {
+    // A CPU that is not possible has no area: its offset leads nowhere. Without this, a guest that claims thousands of
+    // CPUs would make every per-CPU sum as long.
     const auto offset = table ? read_pointer(*table + 8 * cpu) : std::nullopt;
-    per_cpu_offsets_.push_back(offset.value_or(Gva{}));
+    const bool usable = offset && space_.translate(Gva{first_area} + offset->value);
+    per_cpu_offsets_.push_back(usable ? offset : std::nullopt);
   }
 }
 
@@ -54,9 +60,9 @@ std::uint32_t Kernel::cpu_count() const {
 
 std::optional<Gva> Kernel::per_cpu_pointer(Gva pointer, std::uint32_t cpu) const {
   load_per_cpu_offsets();
-  if (cpu >= per_cpu_offsets_.size())
+  if (cpu >= per_cpu_offsets_.size() || !per_cpu_offsets_[cpu])
     return std::nullopt;
-  return pointer + per_cpu_offsets_[cpu].value;
+  return pointer + per_cpu_offsets_[cpu]->value;
 }
 
 std::optional<Gva> Kernel::per_cpu_symbol(std::string_view name, std::uint32_t cpu) const {

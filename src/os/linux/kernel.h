@@ -72,7 +72,7 @@ private:
   KernelLocation location_;
   AddressSpace space_;
   std::shared_ptr<const Profile> profile_;
-  mutable std::vector<Gva> per_cpu_offsets_;
+  mutable std::vector<std::optional<Gva>> per_cpu_offsets_; // nothing: no area of its own
   mutable std::unordered_map<std::type_index, std::shared_ptr<void>> layouts_;
   void load_per_cpu_offsets() const;
 };
