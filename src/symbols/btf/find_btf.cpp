@@ -19,21 +19,23 @@ constexpr std::size_t check_limit = 8;
 
 // BTF that building on another (a module's, in an initramfs) does not pass the check on its own.
 std::vector<Candidate> candidates(Bytes image) {
-  constexpr std::array<char, 4> pattern{'\x9f', '\xeb', 1, 0}; // magic, version, flags
+  constexpr std::array<std::uint8_t, 4> pattern{0x9f, 0xeb, 1, 0}; // magic, version, flags
   std::vector<Candidate> result;
   std::size_t at = 0;
-  while (result.size() < candidate_limit) {
-    // .BTF has no alignment before Linux 7, so that every byte counts. memmem is the C library's vectorised search.
-    const void *hit = ::memmem(image.data() + at, image.size() - at, pattern.data(), pattern.size());
+  // .BTF has no alignment before Linux 7, so that every byte counts. The magic's first byte is rare in kernels (one in
+  // 2000), so that memchr does nearly all of the work, many times faster than memmem.
+  while (result.size() < candidate_limit && at < image.size()) {
+    const void *hit = std::memchr(image.data() + at, pattern[0], image.size() - at);
     if (hit == nullptr)
       break;
     at = static_cast<std::size_t>(static_cast<const std::byte *>(hit) - image.data());
-    const Bytes rest = image.subspan(at);
+    const Bytes rest = image.subspan(at++);
+    if (load<std::array<std::uint8_t, 4>>(rest, 0) != pattern)
+      continue;
     // Newer headers may have grown further; the sizes bound what is worth a closer look.
     if (const auto length = load<std::uint32_t>(rest, 4); length && *length >= 24 && *length <= 256)
       if (const auto sections = btf_sections(rest))
-        result.push_back({at, sections->size});
-    at += pattern.size();
+        result.push_back({static_cast<std::size_t>(rest.data() - image.data()), sections->size});
   }
   return result;
 }
