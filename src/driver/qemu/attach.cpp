@@ -74,7 +74,7 @@ Result<std::vector<GuestRegion>> derive_memory_map(const VmSummary &vm, const Pr
   constexpr std::uint64_t default_ram = 128ULL << 20;
   std::uint64_t ram_size = line.ram_size != 0 ? line.ram_size : default_ram;
   TRY_ASSIGN(const auto mappings, process.mappings());
-  TRY_ASSIGN(const auto ram, find_ram(join_mappings(mappings), line, ram_size));
+  TRY_ASSIGN(auto ram, find_ram(join_mappings(mappings), line, ram_size));
   ram_size = 0;
   for (const auto &piece : ram.pieces)
     ram_size += piece.size;
@@ -89,7 +89,17 @@ Result<std::vector<GuestRegion>> derive_memory_map(const VmSummary &vm, const Pr
     return false;
   };
   const auto layouts = possible_layouts(line.machine, ram_size, line.max_ram_below_4g);
-  const auto acpi_root = find_acpi_root(read);
+  auto acpi_root = find_acpi_root(read);
+  // Of places that look alike, the one with a firmware's tables in it is RAM's start.
+  constexpr std::size_t most_tries = 16;
+  const auto first_choice = ram.pieces.front().host;
+  for (std::size_t i = 0; !acpi_root && i < std::min(ram.also_first.size(), most_tries); i++) {
+    ram.pieces.front().host = ram.also_first[i];
+    acpi_root = find_acpi_root(read);
+  }
+  if (!acpi_root)
+    ram.pieces.front().host = first_choice;
+  const bool certain = !ram.ambiguous || (acpi_root && ram.pieces.size() == 1);
   const auto &layout = choose_layout(layouts, acpi_root);
 
   const std::string rule =
@@ -97,21 +107,29 @@ Result<std::vector<GuestRegion>> derive_memory_map(const VmSummary &vm, const Pr
                   layout.below_4g >> 20);
   limitations.push_back(rule + (acpi_root ? ", and the guest's ACPI tables agree"
                                           : "; nothing in memory confirms it (no ACPI tables of a BIOS)"));
-  if (ram.confused != 0)
+  if (!certain)
     limitations.emplace_back("several mappings of the process look like the VM's RAM: the likeliest were taken");
   if (line.ram_hotpluggable || !line.dimm_backends.empty())
     limitations.emplace_back("hotplugged memory is not seen");
 
   // Pieces follow each other in RAM, and RAM is split at the hole.
   std::vector<GuestRegion> regions;
+  const auto add = [&](Gpa base, std::uint64_t size, const RamPiece &piece, std::uint64_t piece_offset) {
+    // A device answers in the middle of the first MiB: what RAM holds there the guest does not see.
+    const auto hole_begin = std::clamp(layout.low_hole_begin, base.value, base.value + size) - base.value;
+    const auto hole_end = std::clamp(layout.low_hole_end, base.value, base.value + size) - base.value;
+    if (hole_begin != 0)
+      regions.push_back({base, hole_begin, piece.host + piece_offset, piece.block});
+    if (hole_end != size)
+      regions.push_back({base + hole_end, size - hole_end, piece.host + (piece_offset + hole_end), piece.block});
+  };
   std::uint64_t offset = 0;
   for (const auto &piece : ram.pieces) {
     const auto low = offset < layout.below_4g ? std::min(piece.size, layout.below_4g - offset) : 0;
     if (low != 0)
-      regions.push_back({Gpa{offset}, low, piece.host, piece.block});
+      add(Gpa{offset}, low, piece, 0);
     if (low < piece.size)
-      regions.push_back(
-          {layout.above_base + (offset + low - layout.below_4g), piece.size - low, piece.host + low, piece.block});
+      add(layout.above_base + (offset + low - layout.below_4g), piece.size - low, piece, low);
     offset += piece.size;
   }
   return regions;

@@ -66,7 +66,8 @@ const MemoryBackend *backend_called(const CommandLine &line, std::string_view id
 
 // How well a mapping fits a piece of RAM: 0 not at all.
 int fitness(const HostMapping &mapping, std::uint64_t size, const MemoryBackend *backend) {
-  if (!mapping.readable || !mapping.writable || mapping.size() < size)
+  // TCG's buffer of translated code can be as large as RAM, but it is executable.
+  if (!mapping.readable || !mapping.writable || mapping.executable || mapping.size() < size)
     return 0;
   const bool exact = mapping.size() == size;
   if (backend == nullptr || backend->kind == "memory-backend-ram") {
@@ -87,9 +88,11 @@ int fitness(const HostMapping &mapping, std::uint64_t size, const MemoryBackend 
 
 std::vector<RamLayout> possible_layouts(std::string_view machine, std::uint64_t ram_size,
                                         std::optional<std::uint64_t> max_ram_below_4g) {
-  const RamLayout pc{"pc", low_memory_of_pc(machine, ram_size, max_ram_below_4g)};
-  const RamLayout q35{"q35", low_memory_of_q35(ram_size, max_ram_below_4g)};
-  const RamLayout microvm{"microvm", 0xc0000000};
+  const RamLayout pc{.machine = "pc", .below_4g = low_memory_of_pc(machine, ram_size, max_ram_below_4g)};
+  const RamLayout q35{.machine = "q35", .below_4g = low_memory_of_q35(ram_size, max_ram_below_4g)};
+  RamLayout microvm{.machine = "microvm", .below_4g = 0xc0000000};
+  microvm.low_hole_begin = 0xe0000; // x86_bios_rom_init() puts up to 128 KiB there, and nothing shadows it
+  microvm.low_hole_end = 0x100000;
   std::vector<RamLayout> result = {pc, q35};
   if (machine.starts_with("q35") || machine.starts_with("pc-q35"))
     result = {q35, pc};
@@ -101,7 +104,8 @@ std::vector<RamLayout> possible_layouts(std::string_view machine, std::uint64_t 
   constexpr std::uint64_t hole = 0xfd'0000'0000;
   for (std::size_t i = 0, count = result.size(); i < count; i++)
     if (4 * gibibyte + (ram_size - result[i].below_4g) > hole)
-      result.push_back({result[i].machine, result[i].below_4g, Gpa{1ULL << 40}});
+      result.push_back(
+          {result[i].machine, result[i].below_4g, Gpa{1ULL << 40}, result[i].low_hole_begin, result[i].low_hole_end});
   return result;
 }
 
@@ -159,7 +163,7 @@ Result<FoundRam> find_ram(std::span<const HostMapping> mappings, const CommandLi
     // QEMU maps one backend after the other, and the kernel goes downwards: of equals the highest comes first.
     std::size_t best = mappings.size();
     int best_fitness = 0;
-    unsigned equals = 0;
+    std::vector<Hva> equals;
     for (std::size_t i = mappings.size(); i-- > 0;) {
       if (taken[i] || want.size == 0)
         continue;
@@ -167,16 +171,18 @@ Result<FoundRam> find_ram(std::span<const HostMapping> mappings, const CommandLi
       if (fit > best_fitness) {
         best = i;
         best_fitness = fit;
-        equals = 0;
+        equals.clear();
       } else if (fit != 0 && fit == best_fitness) {
-        equals++;
+        equals.push_back(mappings[i].end - want.size);
       }
     }
     if (best == mappings.size())
       return fail(ErrorCode::not_found,
                   fmt::format("no mapping of the process fits the {} bytes of RAM {}", want.size, want.block));
     taken[best] = true;
-    result.confused += equals;
+    result.ambiguous = result.ambiguous || !equals.empty();
+    if (result.pieces.empty())
+      result.also_first = std::move(equals);
     // An anonymous mapping may have grown together with the one before it; after RAM stands a guard page.
     result.pieces.push_back({mappings[best].end - want.size, want.size, want.block});
   }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <iterator>
 #include <poll.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -70,6 +71,33 @@ std::string_view kind_of_file(const HostMapping &mapping, int file) {
   if (mapping.path.starts_with("/dev/zero"))
     return "shared anonymous";
   return "file";
+}
+
+// Adds [begin, end), joined to the last one when little lies between.
+void add_run(std::vector<RamRange> &out, Gpa begin, Gpa end, const std::string &block) {
+  if (!out.empty()) {
+    auto &last = out.back();
+    if (const auto last_end = last.base + last.size;
+        last.block == block && begin >= last_end && begin - last_end < min_hole) {
+      last.size = end - last.base;
+      return;
+    }
+  }
+  out.push_back({begin, end - begin, block});
+}
+
+// The union of two sorted lists of runs.
+std::vector<RamRange> unite(std::vector<RamRange> first, std::vector<RamRange> second) {
+  std::ranges::move(second, std::back_inserter(first));
+  std::ranges::sort(first, {}, &RamRange::base);
+  std::vector<RamRange> result;
+  for (const auto &run : first) {
+    if (!result.empty() && run.base - result.back().base < result.back().size + min_hole)
+      result.back().size = std::max(result.back().size, run.base - result.back().base + run.size);
+    else
+      result.push_back(run);
+  }
+  return result;
 }
 
 } // namespace
@@ -155,7 +183,6 @@ Result<std::unique_ptr<QemuMemory>> QemuMemory::open(const Process &process, std
     const bool huge = file && is_hugetlbfs(file.get());
     std::string_view why_not = mapping.shared ? "its file cannot be opened" : "private memory";
     Bytes bytes;
-    // QEMU may have a file open that grew or shrank since; what is missing would read as zeros.
     if (mapping.shared && file) {
       const auto offset = mapping.offset + (first - mapping.begin.value);
       auto mapped = Mapping::map_file(file.get(), offset, last - first);
@@ -275,32 +302,24 @@ std::vector<RamRange> QemuMemory::populated(Gpa base, std::uint64_t size) const 
     const auto begin = std::max(region.base.value, base.value), end = std::min(region.base.value + region.size, last);
     if (begin >= end)
       continue;
-    if (!region.mapped.empty() && region.seekable)
-      add_data_runs(region, begin - region.base.value, end - region.base.value, result);
-    else if (pagemap_ && !region.file_behind)
-      add_present_runs(region, begin - region.base.value, end - region.base.value, result);
-    else
+    const auto first = begin - region.base.value, past = end - region.base.value;
+    if (!region.mapped.empty() && region.seekable) {
+      add_data_runs(region, first, past, result);
+    } else if (pagemap_ && !region.file_behind) {
+      add_present_runs(region, first, past, result);
+    } else if (pagemap_ && region.seekable) {
+      // Private memory over a file: what the guest wrote, and what the file had before.
+      std::vector<RamRange> data, present;
+      add_data_runs(region, first, past, data);
+      add_present_runs(region, first, past, present);
+      for (auto &run : unite(std::move(data), std::move(present)))
+        result.push_back(std::move(run));
+    } else {
       result.push_back({Gpa{begin}, end - begin, region.block});
+    }
   }
   return result;
 }
-
-namespace {
-
-// Adds [begin, end), joined to the last one when little lies between.
-void add_run(std::vector<RamRange> &out, Gpa begin, Gpa end, const std::string &block) {
-  if (!out.empty()) {
-    auto &last = out.back();
-    if (const auto last_end = last.base + last.size;
-        last.block == block && begin >= last_end && begin - last_end < min_hole) {
-      last.size = end - last.base;
-      return;
-    }
-  }
-  out.push_back({begin, end - begin, block});
-}
-
-} // namespace
 
 // Offsets are in the region. A file says where it has data (swapped out or not).
 void QemuMemory::add_data_runs(const Region &region, std::uint64_t begin, std::uint64_t end,

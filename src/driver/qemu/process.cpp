@@ -60,6 +60,7 @@ std::vector<HostMapping> parse_maps(std::string_view text) {
       continue;
     mapping.readable = flags[0] == 'r';
     mapping.writable = flags[1] == 'w';
+    mapping.executable = flags[2] == 'x';
     mapping.shared = flags[3] == 's';
     line.remove_prefix(std::min(line.find_first_not_of(' '), line.size()));
     mapping.path = line;
@@ -150,7 +151,7 @@ std::vector<HostMapping> join_mappings(std::span<const HostMapping> mappings) {
                              last.inode == mapping.inode && last.path == mapping.path &&
                              (mapping.inode == 0 || last.offset + last.size() == mapping.offset);
       if (last.end == mapping.begin && last.readable == mapping.readable && last.writable == mapping.writable &&
-          last.shared == mapping.shared && same_file) {
+          last.executable == mapping.executable && last.shared == mapping.shared && same_file) {
         last.end = mapping.end;
         continue;
       }

@@ -20,6 +20,8 @@ struct RamLayout {
   std::string machine; // whose rule it is: "pc", "q35", "microvm"
   std::uint64_t below_4g = 0;
   Gpa above_base{1ULL << 32};
+  // Where something else than RAM answers below 1 MiB: the VGA window, or microvm's firmware.
+  std::uint64_t low_hole_begin = 0xa0000, low_hole_end = 0xc0000;
 
   bool operator==(const RamLayout &) const = default;
 };
@@ -48,12 +50,12 @@ struct RamPiece {
   std::string block; // the backend's id, or "ram"
 };
 
-// Finds the machine's RAM among the process's mappings (joined) by what the command line says. `confused` counts how
-// many other choices would have fitted as well.
 struct FoundRam {
   std::vector<RamPiece> pieces;
-  unsigned confused = 0;
+  std::vector<Hva> also_first; // other places where the first piece could be just as well
+  bool ambiguous = false;      // some piece could be elsewhere just as well
 };
+// Finds the machine's RAM among the process's mappings (joined) by what the command line says.
 [[nodiscard]] Result<FoundRam> find_ram(std::span<const HostMapping> mappings, const CommandLine &line,
                                         std::uint64_t ram_size);
 

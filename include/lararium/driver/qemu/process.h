@@ -18,7 +18,7 @@ namespace lararium::qemu {
 // One line of /proc/PID/maps.
 struct HostMapping {
   Hva begin, end;
-  bool readable = false, writable = false, shared = false;
+  bool readable = false, writable = false, executable = false, shared = false;
   std::uint64_t offset = 0; // in the file
   std::uint32_t device_major = 0, device_minor = 0;
   std::uint64_t inode = 0; // 0: no file

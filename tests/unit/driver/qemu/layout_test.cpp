@@ -62,7 +62,8 @@ TEST(Layout, AcpiTablesTellWhereLowMemoryEnds) {
     return true;
   };
   EXPECT_EQ(find_acpi_root(read), Gpa{15 * mib});
-  const std::vector<RamLayout> layouts = {{"pc", 20 * mib}, {"q35", 16 * mib}};
+  const std::vector<RamLayout> layouts = {{.machine = "pc", .below_4g = 20 * mib},
+                                          {.machine = "q35", .below_4g = 16 * mib}};
   EXPECT_EQ(choose_layout(layouts, Gpa{15 * mib}).machine, "q35");
   EXPECT_EQ(choose_layout(layouts, std::nullopt).machine, "pc");
   EXPECT_EQ(choose_layout(layouts, Gpa{50 * mib}).machine, "pc");
@@ -84,7 +85,7 @@ TEST(Layout, RamIsFoundAmongMappings) {
   const auto anonymous = find_ram(mappings, line, 512 * mib);
   ASSERT_TRUE(anonymous);
   EXPECT_EQ(anonymous->pieces[0].host, Hva{0x100000000});
-  EXPECT_EQ(anonymous->confused, 0u);
+  EXPECT_FALSE(anonymous->ambiguous);
   // Grown together with what lies before it: the end is RAM's.
   EXPECT_EQ(find_ram(mappings, line, 768 * mib - mib)->pieces[0].host, Hva{0x300000000 + mib});
   EXPECT_FALSE(find_ram(mappings, line, gib));
@@ -96,6 +97,16 @@ TEST(Layout, RamIsFoundAmongMappings) {
   line.numa_backends = {"r", "s"};
   EXPECT_FALSE(find_ram(mappings, line, gib)); // s is not there
   line.backends.push_back({.kind = "memory-backend-ram", .id = "s", .size = 512 * mib, .shared = false, .path = {}});
+  // Translated code looks like RAM but for being executable; a second mapping of the size is another choice.
+  const auto alike = join_mappings(parse_maps("100000000-120000000 rw-p 00000000 00:00 0\n"
+                                              "200000000-220000000 rw-p 00000000 00:00 0\n"
+                                              "300000000-320000000 rwxp 00000000 00:00 0\n"));
+  const auto unsure = find_ram(alike, CommandLine{}, 512 * mib);
+  ASSERT_TRUE(unsure);
+  EXPECT_TRUE(unsure->ambiguous);
+  EXPECT_EQ(unsure->pieces[0].host, Hva{0x200000000});
+  EXPECT_EQ(unsure->also_first, std::vector<Hva>{Hva{0x100000000}});
+
   const auto both = find_ram(mappings, line, gib);
   ASSERT_TRUE(both);
   EXPECT_EQ(both->pieces[1].host, Hva{0x100000000});
