@@ -5,6 +5,7 @@
 #include "lararium/os/linux.h"
 #include "locate.h"
 #include "modules.h"
+#include "sockets.h"
 #include "tasks.h"
 
 #include <algorithm>
@@ -28,7 +29,7 @@ std::unexpected<Error> not_yet() { return fail(ErrorCode::unsupported, "this vie
 Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t) { return not_yet(); }
 Result<View<OpenFile>> LinuxSystem::open_files(std::optional<std::int32_t>) { return not_yet(); }
 Result<View<std::string>> LinuxSystem::environment(std::int32_t) { return not_yet(); }
-Result<View<Socket>> LinuxSystem::sockets() { return not_yet(); }
+Result<View<Socket>> LinuxSystem::sockets() { return read_sockets(*kernel_); }
 Result<View<Mount>> LinuxSystem::mounts(std::optional<std::int32_t>) { return not_yet(); }
 Result<View<NetworkInterface>> LinuxSystem::interfaces() { return not_yet(); }
 Result<View<LogRecord>> LinuxSystem::kernel_log() { return not_yet(); }
