@@ -22,19 +22,42 @@ bool supported(Compression compression) {
   return false;
 }
 
-bool decompress(Compression compression, Bytes input, std::span<std::byte> out) {
+struct Decompressor::State {
+  z_stream zlib{};
+  bool zlib_ready = false;
+  std::unique_ptr<ZSTD_DCtx, decltype(&ZSTD_freeDCtx)> zstd{nullptr, ZSTD_freeDCtx};
+  ~State() {
+    if (zlib_ready)
+      ::inflateEnd(&zlib);
+  }
+};
+
+Decompressor::Decompressor() : state_(std::make_unique<State>()) {}
+Decompressor::~Decompressor() = default;
+
+bool Decompressor::inflate(Bytes input, std::span<std::byte> out) {
+  z_stream &stream = state_->zlib;
+  if (!state_->zlib_ready)
+    state_->zlib_ready = ::inflateInit(&stream) == Z_OK;
+  else if (::inflateReset(&stream) != Z_OK)
+    return false;
+  if (!state_->zlib_ready)
+    return false;
+  stream.next_in = reinterpret_cast<Bytef *>(const_cast<std::byte *>(input.data())); // zlib only reads it
+  stream.avail_in = static_cast<uInt>(input.size());
+  stream.next_out = reinterpret_cast<Bytef *>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  return ::inflate(&stream, Z_FINISH) == Z_STREAM_END && stream.avail_out == 0;
+}
+
+bool Decompressor::run(Compression compression, Bytes input, std::span<std::byte> out) {
   switch (compression) {
   case Compression::none:
     if (input.size() != out.size())
       return false;
     std::memcpy(out.data(), input.data(), out.size());
     return true;
-  case Compression::zlib: {
-    uLongf size = out.size();
-    return ::uncompress(reinterpret_cast<Bytef *>(out.data()), &size, reinterpret_cast<const Bytef *>(input.data()),
-                        input.size()) == Z_OK &&
-           size == out.size();
-  }
+  case Compression::zlib: return inflate(input, out);
   case Compression::lzo: {
 #if LARARIUM_LZO
     lzo_uint size = out.size();
@@ -51,7 +74,11 @@ bool decompress(Compression compression, Bytes input, std::span<std::byte> out) 
                                reinterpret_cast<char *>(out.data()), &size) == SNAPPY_OK &&
            size == out.size();
   }
-  case Compression::zstd: return ::ZSTD_decompress(out.data(), out.size(), input.data(), input.size()) == out.size();
+  case Compression::zstd:
+    if (state_->zstd == nullptr)
+      state_->zstd.reset(::ZSTD_createDCtx());
+    return state_->zstd != nullptr &&
+           ::ZSTD_decompressDCtx(state_->zstd.get(), out.data(), out.size(), input.data(), input.size()) == out.size();
   case Compression::unknown: return false;
   }
   return false;

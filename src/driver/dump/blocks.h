@@ -4,6 +4,7 @@
 #include "lararium/base/bytes.h"
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace lararium::dump {
@@ -13,8 +14,22 @@ enum class Compression : std::uint8_t { none, zlib, lzo, snappy, zstd, unknown }
 // Whether this build can decompress it (lzo is optional).
 [[nodiscard]] bool supported(Compression compression);
 
-// Fills the whole of `out`, or fails; input of any content is safe.
-[[nodiscard]] bool decompress(Compression compression, Bytes input, std::span<std::byte> out);
+// Keeps the state that the libraries would otherwise take and clear for every block: a zstd context costs ten times as
+// much as a page's decompression.
+class Decompressor {
+public:
+  Decompressor();
+  Decompressor(const Decompressor &) = delete;
+  Decompressor &operator=(const Decompressor &) = delete;
+  ~Decompressor();
+  // Fills the whole of `out`, or fails; input of any content is safe.
+  [[nodiscard]] bool run(Compression compression, Bytes input, std::span<std::byte> out);
+
+private:
+  [[nodiscard]] bool inflate(Bytes input, std::span<std::byte> out);
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // A set-associative cache with four ways: a page table walk does not throw out what a search streams through, and the
 // other way about. Its memory is taken at the first use.

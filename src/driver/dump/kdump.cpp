@@ -197,9 +197,9 @@ private:
       if (!file_->read_object(layout_.descriptors + index * sizeof(descriptor), descriptor) || descriptor.offset == 0)
         return false;
       const Compression compression = compression_of(descriptor.flags);
-      if (compression == Compression::none) // most often zeros: QEMU points all such pages at one
-        return descriptor.size == layout_.block_size && descriptor.offset <= file_->size() &&
-               file_->read(descriptor.offset + offset, out);
+      // Most often zeros: QEMU points all such pages at one. Whole pages need no cache.
+      if (compression == Compression::none && out.size() == layout_.block_size)
+        return descriptor.size == layout_.block_size && file_->read(descriptor.offset, out);
       // A page that would grow is stored uncompressed, so this is generous.
       if (descriptor.size == 0 || descriptor.size > 2 * layout_.block_size)
         return false;
@@ -211,7 +211,7 @@ private:
         input = gathered_;
       }
       block = cache_.place(pfn);
-      if (!decompress(compression, input, block)) {
+      if (!decompressor_.run(compression, input, block)) {
         cache_.forget(pfn);
         return false;
       }
@@ -225,6 +225,7 @@ private:
   PageBitmap present_, stored_;
   std::uint64_t first_rank_;
   mutable BlockCache cache_;
+  mutable Decompressor decompressor_;
   mutable std::vector<std::byte> gathered_;
 };
 
@@ -241,7 +242,7 @@ Result<PageBitmap> read_bitmap(const DumpFile &file, std::uint64_t offset, std::
   return PageBitmap(std::move(words));
 }
 
-void read_notes(const DumpFile &file, const MainHeader &header, const SubHeader &sub, Target &target) {
+void read_notes(const DumpFile &file, const MainHeader &header, const SubHeader &sub, bool x86_64, Target &target) {
   Notes notes;
   if (header.version >= 4 && sub.note_size != 0) {
     std::vector<std::byte> bytes;
@@ -252,7 +253,7 @@ void read_notes(const DumpFile &file, const MainHeader &header, const SubHeader 
     }
     if (bytes.empty())
       target.limitations.push_back("the notes of the dump are missing or too large");
-    notes = parse_notes(bytes, target.identity.architecture == Architecture::x86_64);
+    notes = parse_notes(bytes, x86_64);
   }
   if (notes.vmcoreinfo.empty() && header.version >= 3 && sub.vmcoreinfo_size != 0 &&
       sub.vmcoreinfo_size <= vmcoreinfo_limit && sub.vmcoreinfo_offset <= file.size()) {
@@ -311,16 +312,21 @@ Result<Target> open_kdump(std::shared_ptr<const DumpFile> file) {
   auto &limits = target.limitations;
   target.identity.kind = TargetKind::dump;
   const std::string_view machine = c_string(std::as_bytes(std::span(header.machine)), 0);
-  target.identity.architecture = machine == "x86_64"    ? Architecture::x86_64
-                                 : machine == "aarch64" ? Architecture::aarch64
-                                                        : Architecture::other;
+  // QEMU since 8.0 says "Unknown": its dump.c is built once for all machines.
+  const bool may_be_x86_64 = machine == "x86_64" || machine == "Unknown" || machine.empty();
   const Compression compression = compression_of(header.status);
   target.identity.memory_access =
       fmt::format("kdump ({}{})", name_of(compression), file->flattened() ? ", flattened" : "");
   if (!supported(compression))
     return fail(ErrorCode::unsupported,
                 fmt::format("a kdump file with {}, which this build cannot decompress", name_of(compression)));
-  read_notes(*file, header, sub, target);
+  read_notes(*file, header, sub, may_be_x86_64, target);
+  if (machine == "aarch64")
+    target.identity.architecture = Architecture::aarch64;
+  else if (machine == "x86_64" || (may_be_x86_64 && target.vcpus != nullptr))
+    target.identity.architecture = Architecture::x86_64;
+  else
+    target.identity.architecture = Architecture::other;
 
   Layout layout;
   layout.block_size = block;

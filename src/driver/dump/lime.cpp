@@ -92,7 +92,7 @@ private:
     if (!bytes.empty())
       return bytes;
     bytes = cache_.place(key);
-    if (!decompress(block.compression, file_->view(block.source, block.stored), bytes.first(block.size))) {
+    if (!decompressor_.run(block.compression, file_->view(block.source, block.stored), bytes.first(block.size))) {
       cache_.forget(key);
       return {};
     }
@@ -102,6 +102,7 @@ private:
   std::shared_ptr<const DumpFile> file_;
   std::vector<SnappyBlock> blocks_;
   mutable BlockCache cache_;
+  mutable Decompressor decompressor_;
 };
 
 // The number of bytes that a snappy block decompresses to: a little-endian base-128 number before it.

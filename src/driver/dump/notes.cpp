@@ -74,7 +74,8 @@ Notes parse_notes(Bytes notes, bool x86_64) {
         of_qemu.push_back(from_qemu(state));
       }
     } else if (name == "CORE" && type == note_prstatus) {
-      if (const auto status = load<Prstatus>(content, 0); x86_64 && status && of_prstatus.size() < vcpu_limit)
+      if (const auto status = load<Prstatus>(content, 0);
+          x86_64 && status && content.size() == sizeof(Prstatus) && of_prstatus.size() < vcpu_limit)
         of_prstatus.push_back(from_prstatus(*status));
     } else if (name == "CORE" && (type == note_prpsinfo || type == note_auxv || type == note_file)) {
       result.of_process = true;

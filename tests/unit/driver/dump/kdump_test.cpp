@@ -72,6 +72,23 @@ TEST(Kdump, ReadsNotesAndVmcoreinfo) {
   EXPECT_TRUE(target->limitations.empty());
 }
 
+TEST(Kdump, TheMachineIsKnownByItsNotesToo) {
+  KdumpOptions options = whole(Packing::zlib);
+  options.notes = qemu_note(0x33, 0x1000, 0x77);
+  Image image = kdump(options);
+  const std::size_t machine = 12 + 4 * 65;
+  std::memcpy(image.data() + machine, "Unknown", 8);
+  const auto unknown = open_dump_image(image, "x");
+  ASSERT_TRUE(unknown);
+  EXPECT_EQ(unknown->identity.architecture, Architecture::x86_64);
+  EXPECT_NE(unknown->vcpus, nullptr);
+  std::memcpy(image.data() + machine, "aarch64", 8);
+  const auto arm = open_dump_image(image, "x");
+  ASSERT_TRUE(arm);
+  EXPECT_EQ(arm->identity.architecture, Architecture::aarch64);
+  EXPECT_EQ(arm->vcpus, nullptr);
+}
+
 TEST(Kdump, ExcludedPages) {
   KdumpOptions options = whole(Packing::zlib);
   options.stored = {0, 2, 4, 210};
