@@ -90,36 +90,33 @@ BlockCache::BlockCache(std::size_t block_size)
 std::span<std::byte> BlockCache::find(std::uint64_t key) {
   if (ways_.empty())
     return {};
-  const std::size_t first = first_way(key);
-  for (std::size_t way = first; way < first + ways; ++way)
-    if (ways_[way].key == key) {
-      ways_[way].last_use = ++clock_;
-      return bytes(way);
+  for (Way &way : set_of(key))
+    if (way.key == key) {
+      way.last_use = ++clock_;
+      return {way.bytes.get(), block_size_};
     }
   return {};
 }
 
 std::span<std::byte> BlockCache::place(std::uint64_t key) {
-  if (ways_.empty()) {
+  if (ways_.empty())
     ways_.resize(sets_ * ways);
-    data_.resize(sets_ * ways * block_size_);
-  }
-  const std::size_t first = first_way(key);
-  std::size_t oldest = first;
-  for (std::size_t way = first + 1; way < first + ways; ++way)
-    if (ways_[way].last_use < ways_[oldest].last_use)
-      oldest = way;
-  ways_[oldest] = {key, ++clock_};
-  return bytes(oldest);
+  Way &oldest = *std::ranges::min_element(set_of(key), {}, &Way::last_use);
+  if (oldest.bytes == nullptr)
+    oldest.bytes = std::make_unique_for_overwrite<std::byte[]>(block_size_);
+  oldest.key = key;
+  oldest.last_use = ++clock_;
+  return {oldest.bytes.get(), block_size_};
 }
 
 void BlockCache::forget(std::uint64_t key) {
   if (ways_.empty())
     return;
-  const std::size_t first = first_way(key);
-  for (std::size_t way = first; way < first + ways; ++way)
-    if (ways_[way].key == key)
-      ways_[way] = {};
+  for (Way &way : set_of(key))
+    if (way.key == key) {
+      way.key = empty;
+      way.last_use = 0;
+    }
 }
 
 } // namespace lararium::dump

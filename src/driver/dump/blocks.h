@@ -32,7 +32,7 @@ private:
 };
 
 // A set-associative cache with four ways: a page table walk does not throw out what a search streams through, and the
-// other way about. Its memory is taken at the first use.
+// other way about. Memory is taken block by block, as the cache fills.
 class BlockCache {
 public:
   static constexpr std::size_t budget = std::size_t{16} << 20;
@@ -51,16 +51,13 @@ private:
   struct Way {
     std::uint64_t key = empty;
     std::uint64_t last_use = 0;
+    std::unique_ptr<std::byte[]> bytes;
   };
-  [[nodiscard]] std::size_t first_way(std::uint64_t key) const { return key % sets_ * ways; }
-  [[nodiscard]] std::span<std::byte> bytes(std::size_t way) {
-    return std::span(data_).subspan(way * block_size_, block_size_);
-  }
+  [[nodiscard]] std::span<Way> set_of(std::uint64_t key) { return std::span(ways_).subspan(key % sets_ * ways, ways); }
 
   std::size_t block_size_, sets_;
   std::uint64_t clock_ = 0;
   std::vector<Way> ways_;
-  std::vector<std::byte> data_;
 };
 
 } // namespace lararium::dump

@@ -60,7 +60,7 @@ class AvmlMemory final : public PhysicalMemory {
 public:
   AvmlMemory(std::shared_ptr<const DumpFile> file, std::vector<SnappyBlock> blocks, std::vector<RamRange> ranges)
       : file_(std::move(file)), blocks_(std::move(blocks)), cache_(snappy_block) {
-    std::ranges::stable_sort(blocks_, {}, &SnappyBlock::start);
+    std::ranges::sort(blocks_, {}, &SnappyBlock::start);
     set_ranges(std::move(ranges));
   }
 

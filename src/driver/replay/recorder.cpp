@@ -146,6 +146,20 @@ private:
 };
 
 } // namespace
+
+Target make_target(Recording recording) {
+  Target target;
+  target.identity = std::move(recording.identity);
+  target.hints = std::move(recording.hints);
+  target.limitations = std::move(recording.limitations);
+  target.limitations.push_back("this is a recording: only the memory that was read when it was made can be read");
+  if (recording.has_vcpus)
+    target.vcpus = std::make_unique<FixedVcpus>(std::move(recording.vcpus));
+  target.memory = std::make_unique<ReplayedMemory>(std::move(recording.ranges), std::move(recording.frames),
+                                                   std::move(recording.pages));
+  return target;
+}
+
 } // namespace replay
 
 Recorder::~Recorder() = default;
@@ -185,16 +199,7 @@ Result<void> Recorder::save(const std::string &path) const {
 
 Result<Target> decode_recording(Bytes file) {
   TRY_ASSIGN(replay::Recording recording, replay::decode(file));
-  Target target;
-  target.identity = std::move(recording.identity);
-  target.hints = std::move(recording.hints);
-  target.limitations = std::move(recording.limitations);
-  target.limitations.push_back("this is a recording: only the memory that was read when it was made can be read");
-  if (recording.has_vcpus)
-    target.vcpus = std::make_unique<replay::FixedVcpus>(std::move(recording.vcpus));
-  target.memory = std::make_unique<replay::ReplayedMemory>(std::move(recording.ranges), std::move(recording.frames),
-                                                           std::move(recording.pages));
-  return target;
+  return replay::make_target(std::move(recording));
 }
 
 Result<Target> open_recording(const std::string &path) {

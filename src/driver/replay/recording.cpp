@@ -188,6 +188,10 @@ Result<Recording> decode(Bytes file) {
   std::vector<std::byte> payload(*size);
   if (ZSTD_decompress(payload.data(), payload.size(), frame.data(), frame.size()) != payload.size())
     return fail(ErrorCode::corrupt, "the recording is damaged");
+  return decode_payload(payload);
+}
+
+Result<Recording> decode_payload(Bytes payload) {
   Recording recording;
   Reader reader(payload);
   everything(reader, recording);

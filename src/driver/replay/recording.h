@@ -36,5 +36,9 @@ inline constexpr std::uint64_t payload_limit = std::uint64_t{256} << 20;
 
 [[nodiscard]] Result<std::vector<std::byte>> encode(const Recording &recording);
 [[nodiscard]] Result<Recording> decode(Bytes file);
+// What decode() does once the payload is decompressed.
+[[nodiscard]] Result<Recording> decode_payload(Bytes payload);
+
+[[nodiscard]] Target make_target(Recording recording);
 
 } // namespace lararium::replay
