@@ -27,6 +27,7 @@ struct PathLayout {
   FieldLocation vfsmount_root, mount_vfsmount, mount_parent, mount_mountpoint;
   FieldLocation inode_number, super_type, type_name;
   std::optional<FieldLocation> kernfs_parent, kernfs_name;
+  std::optional<FieldLocation> inode_private, namespace_ops, namespace_name, dentry_private, dma_buffer_name;
 
   static Result<PathLayout> resolve(const Kernel &kernel) {
     LayoutResolver layout(kernel.types());
@@ -50,6 +51,11 @@ struct PathLayout {
     f.type_name = layout.require("file_system_type", "name");
     f.kernfs_parent = layout.optional_any("kernfs_node", {"__parent", "parent"}); // renamed in 6.15, 633488947ef6
     f.kernfs_name = layout.optional("kernfs_node", "name");
+    f.inode_private = layout.optional("inode", "i_private");
+    f.namespace_ops = layout.optional("ns_common", "ops");
+    f.namespace_name = layout.optional("proc_ns_operations", "name");
+    f.dentry_private = layout.optional("dentry", "d_fsdata");
+    f.dma_buffer_name = layout.optional("dma_buf", "name");
     TRY(layout.check());
     return f;
   }
@@ -81,62 +87,105 @@ std::optional<ResolvedPath> PathResolver::resolve(Gva path) const {
   return resolve(*mnt, *dentry);
 }
 
-std::optional<ResolvedPath> PathResolver::resolve(Gva vfsmount, Gva dentry) const {
-  ResolvedPath result;
+bool PathResolver::is_deleted(Gva dentry) const {
   const auto hash = kernel_->read_pointer(dentry, f_->dentry_hash);
-  const auto first_parent = kernel_->read_pointer(dentry, f_->dentry_parent);
-  if (!hash || !first_parent)
+  const auto parent = kernel_->read_pointer(dentry, f_->dentry_parent);
+  return hash && parent && !*hash && *parent != dentry;
+}
+
+std::optional<ResolvedPath> PathResolver::pseudo_name(Gva dentry) const {
+  const auto ops = kernel_->read_pointer(dentry, f_->dentry_ops);
+  const auto dname = ops && *ops ? kernel_->read_pointer(*ops, f_->dname_op) : std::nullopt;
+  if (!dname || !*dname)
     return std::nullopt;
-  result.deleted = !*hash && *first_parent != dentry;
-
-  // Pseudo file systems name their own files (dentry_operations.d_dname): pipefs, sockfs, anon_inodefs, nsfs, dma-buf;
-  // and shmem's for memfd and shared anonymous memory. A hashed or parented dentry with d_dname is an ordinary one.
-  if (const auto ops = kernel_->read_pointer(dentry, f_->dentry_ops); ops && *ops && *first_parent == dentry) {
-    if (const auto dname = kernel_->read_pointer(*ops, f_->dname_op); dname && *dname) {
-      const auto super = kernel_->read_pointer(dentry, f_->dentry_super);
-      const auto type = super ? kernel_->read_pointer(*super, f_->super_type) : std::nullopt;
-      const auto type_name = type ? kernel_->read_pointer(*type, f_->type_name) : std::nullopt;
-      const std::string filesystem = type_name ? kernel_->space().read_c_string(*type_name, 32).value_or("") : "";
-      const auto inode = inode_of(dentry);
-      const std::uint64_t number = inode ? kernel_->read_field(*inode, f_->inode_number).value_or(0) : 0;
-      if (filesystem == "sockfs")
-        result.text = fmt::format("socket:[{}]", number);
-      else if (filesystem == "pipefs")
-        result.text = fmt::format("pipe:[{}]", number);
-      else if (filesystem == "anon_inodefs")
-        result.text = fmt::format("anon_inode:{}", name_of(dentry));
-      else if (filesystem == "nsfs")
-        result.text = fmt::format("{}:[{}]", name_of(dentry) == "/" ? "ns" : name_of(dentry), number);
-      else
-        result.text = fmt::format("/{}", name_of(dentry));
-      result.deleted =
-          filesystem != "sockfs" && filesystem != "pipefs" && filesystem != "anon_inodefs" && filesystem != "nsfs";
-      return result;
-    }
+  const auto super = kernel_->read_pointer(dentry, f_->dentry_super);
+  const auto type = super ? kernel_->read_pointer(*super, f_->super_type) : std::nullopt;
+  const auto type_name = type ? kernel_->read_pointer(*type, f_->type_name) : std::nullopt;
+  const std::string filesystem = type_name ? kernel_->space().read_c_string(*type_name, 32).value_or("") : "";
+  const auto inode = inode_of(dentry);
+  const std::uint64_t number = inode ? kernel_->read_field(*inode, f_->inode_number).value_or(0) : 0;
+  // A short text that hangs off `object` by two pointers.
+  const auto text_at = [&](const std::optional<Gva> &object, const std::optional<FieldLocation> &member) {
+    const auto text = object && *object && member ? kernel_->read_pointer(*object, *member) : std::nullopt;
+    return text && *text ? kernel_->space().read_c_string(*text, name_limit).value_or("") : std::string();
+  };
+  ResolvedPath result;
+  if (filesystem == "sockfs") {
+    result.text = fmt::format("socket:[{}]", number);
+  } else if (filesystem == "pipefs") {
+    result.text = fmt::format("pipe:[{}]", number);
+  } else if (filesystem == "anon_inodefs") {
+    result.text = "anon_inode:" + name_of(dentry);
+  } else if (filesystem == "pidfs") { // since 6.9, cb12fd8e0dab; before, pidfds were anonymous inodes
+    result.text = "anon_inode:[pidfd]";
+  } else if (filesystem == "nsfs") {
+    const auto ns = inode && f_->inode_private ? kernel_->read_pointer(*inode, *f_->inode_private) : std::nullopt;
+    const auto ns_ops = ns && *ns && f_->namespace_ops ? kernel_->read_pointer(*ns, *f_->namespace_ops) : std::nullopt;
+    const std::string kind = text_at(ns_ops, f_->namespace_name);
+    result.text = fmt::format("{}:[{}]", kind.empty() ? "ns" : kind, number);
+  } else if (filesystem == "dmabuf") {
+    const auto buffer = f_->dentry_private ? kernel_->read_pointer(dentry, *f_->dentry_private) : std::nullopt;
+    result.text = fmt::format("/{}:{}", name_of(dentry), text_at(buffer, f_->dma_buffer_name));
+  } else { // simple_dname(): memfd, shared anonymous memory, System V segments, aio rings
+    result.text = "/" + name_of(dentry);
+    result.deleted = true;
   }
+  return result;
+}
 
+std::optional<ResolvedPath> PathResolver::resolve(Gva vfsmount, Gva dentry) const {
+  const auto parent = kernel_->read_pointer(dentry, f_->dentry_parent);
+  const auto mount_root = kernel_->read_pointer(vfsmount, f_->vfsmount_root);
+  if (!parent || !mount_root)
+    return std::nullopt;
+  // Pseudo file systems name their own files (dentry_operations.d_dname); a file of theirs that is bound to a place in
+  // the tree, as `ip netns` does with a namespace, has that place's name.
+  if (*parent != dentry || *mount_root != dentry)
+    if (auto name = pseudo_name(dentry))
+      return name;
+  ResolvedPath result = climb({vfsmount, dentry}, std::nullopt).path;
+  result.deleted = is_deleted(dentry);
+  return result;
+}
+
+std::optional<ResolvedPath> PathResolver::resolve_below(Gva root_vfsmount, Gva root, Gva vfsmount, Gva dentry) const {
+  Climb climbed = climb({vfsmount, dentry}, Place{root_vfsmount, root});
+  if (!climbed.met_root && !climbed.path.truncated)
+    return std::nullopt;
+  climbed.path.deleted = is_deleted(dentry);
+  return std::move(climbed.path);
+}
+
+// prepend_path() in fs/d_path.c.
+PathResolver::Climb PathResolver::climb(Place from, std::optional<Place> root) const {
+  Climb result;
   std::vector<std::string> components;
   std::size_t length = 0;
-  Gva mount = vfsmount - f_->mount_vfsmount.offset;
+  Gva mount = from.vfsmount - f_->mount_vfsmount.offset;
+  Gva dentry = from.dentry;
   for (std::size_t depth = 0;; ++depth) {
+    if (root && *root == Place{mount + f_->mount_vfsmount.offset, dentry}) {
+      result.met_root = true;
+      break;
+    }
     if (depth >= depth_limit || length > text_limit) {
-      result.truncated = true;
+      result.path.truncated = true;
       break;
     }
-    const auto root = kernel_->read_pointer(mount + f_->mount_vfsmount.offset, f_->vfsmount_root);
+    const auto mount_root = kernel_->read_pointer(mount + f_->mount_vfsmount.offset, f_->vfsmount_root);
     const auto parent = kernel_->read_pointer(dentry, f_->dentry_parent);
-    if (!root || !parent) {
-      result.truncated = true;
+    if (!mount_root || !parent) {
+      result.path.truncated = true;
       break;
     }
-    if (dentry == *root || dentry == *parent) {
+    if (dentry == *mount_root || dentry == *parent) {
       const auto parent_mount = kernel_->read_pointer(mount, f_->mount_parent);
       const auto mountpoint = kernel_->read_pointer(mount, f_->mount_mountpoint);
       if (!parent_mount || !mountpoint) {
-        result.truncated = true;
+        result.path.truncated = true;
         break;
       }
-      if (*parent_mount == mount || dentry != *root)
+      if (*parent_mount == mount || dentry != *mount_root)
         break; // the namespace's root, or a dentry outside its mount
       mount = *parent_mount;
       dentry = *mountpoint;
@@ -146,9 +195,7 @@ std::optional<ResolvedPath> PathResolver::resolve(Gva vfsmount, Gva dentry) cons
     length += components.back().size() + 1;
     dentry = *parent;
   }
-  result.text = join(components);
-  if (result.truncated)
-    result.text = "..." + result.text;
+  result.path.text = (result.path.truncated ? "..." : "") + join(components);
   return result;
 }
 

@@ -1,10 +1,16 @@
 #include "system.h"
 
+#include "environment.h"
+#include "files.h"
 #include "image.h"
 #include "info.h"
 #include "lararium/os/linux.h"
 #include "locate.h"
+#include "maps.h"
 #include "modules.h"
+#include "mounts.h"
+#include "process_image.h"
+#include "recover.h"
 #include "sockets.h"
 #include "tasks.h"
 
@@ -22,23 +28,33 @@ void LinuxSystem::refresh() {
 Result<SystemInfo> LinuxSystem::info() { return read_info(*kernel_); }
 Result<View<Process>> LinuxSystem::processes(const ProcessQuery &query) { return read_processes(*kernel_, query); }
 Result<View<KernelModule>> LinuxSystem::modules() { return read_modules(*kernel_); }
+Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t pid) { return read_memory_regions(*kernel_, pid); }
+Result<View<OpenFile>> LinuxSystem::open_files(std::optional<std::int32_t> pid) {
+  return read_open_files(*kernel_, pid);
+}
+Result<View<std::string>> LinuxSystem::environment(std::int32_t pid) { return read_environment(*kernel_, pid); }
+Result<View<Mount>> LinuxSystem::mounts(std::optional<std::int32_t> pid) { return read_mounts(*kernel_, pid); }
+
+Result<ProcessImage> LinuxSystem::process_image(std::int32_t pid) {
+  std::vector<VcpuRegisters> registers; // of threads that run: without, these threads have none
+  if (target_.vcpus)
+    if (auto result = target_.vcpus->registers())
+      registers = *std::move(result);
+  return read_process_image(*kernel_, pid, registers);
+}
+
+Result<CachedFile> LinuxSystem::recover_file(std::string_view path,
+                                             const std::function<Result<void>(std::uint64_t, Bytes)> &sink) {
+  return linux_guest::recover_file(*kernel_, path, sink);
+}
 
 namespace {
 std::unexpected<Error> not_yet() { return fail(ErrorCode::unsupported, "this view is not built yet"); }
 } // namespace
-Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t) { return not_yet(); }
-Result<View<OpenFile>> LinuxSystem::open_files(std::optional<std::int32_t>) { return not_yet(); }
-Result<View<std::string>> LinuxSystem::environment(std::int32_t) { return not_yet(); }
 Result<View<Socket>> LinuxSystem::sockets() { return read_sockets(*kernel_); }
-Result<View<Mount>> LinuxSystem::mounts(std::optional<std::int32_t>) { return not_yet(); }
 Result<View<NetworkInterface>> LinuxSystem::interfaces() { return not_yet(); }
 Result<View<LogRecord>> LinuxSystem::kernel_log() { return not_yet(); }
 Result<BpfView> LinuxSystem::bpf() { return not_yet(); }
-Result<ProcessImage> LinuxSystem::process_image(std::int32_t) { return not_yet(); }
-Result<CachedFile> LinuxSystem::recover_file(std::string_view,
-                                             const std::function<Result<void>(std::uint64_t, Bytes)> &) {
-  return not_yet();
-}
 
 void LinuxSystem::for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) {
   const Profile &profile = kernel_->profile();

@@ -127,6 +127,7 @@ struct OpenFile {
   std::uint64_t inode = 0;
   std::uint32_t device_major = 0, device_minor = 0;
   std::uint64_t size = 0;
+  std::uint32_t special_major = 0, special_minor = 0; // what a device file stands for
   bool deleted = false;
   bool close_on_exec = false;
   Gva file;
@@ -173,6 +174,7 @@ struct Mount {
   std::uint32_t mount_namespace = 0;
   std::uint32_t device_major = 0, device_minor = 0;
   std::string root, mount_point, filesystem, source, options, super_options;
+  std::string propagation; // "shared:1 master:2"; empty: private
 };
 
 struct InterfaceAddress {
