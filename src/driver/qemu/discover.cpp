@@ -24,7 +24,7 @@ constexpr std::size_t max_processes = 1 << 20;
 constexpr std::uint64_t default_ram = 128ULL << 20;
 // Discovery must not hang on a host where QEMUs do: their monitors get this much time, all together.
 constexpr std::chrono::milliseconds monitors_budget{3000};
-constexpr MonitorTimeouts discovery_timeouts{.greeting = std::chrono::milliseconds(100),
+constexpr MonitorTimeouts discovery_timeouts{.greeting = std::chrono::milliseconds(50),
                                              .command = std::chrono::milliseconds(1000)};
 
 std::string_view base_name(std::string_view path) {

@@ -60,7 +60,7 @@ bool within_bounds(std::string_view text) {
 // A connected socket, every wait on which ends by a deadline.
 class Connection {
 public:
-  explicit Connection(UniqueFd socket) : socket_(std::move(socket)) {}
+  Connection(UniqueFd socket, bool is_tcp) : socket_(std::move(socket)), is_tcp_(is_tcp) {}
 
   [[nodiscard]] Result<void> send(std::string_view text, Clock::time_point deadline) {
     while (!text.empty()) {
@@ -83,9 +83,14 @@ public:
         return std::string_view(buffer_.data(), static_cast<std::size_t>(count));
       if (count == 0)
         return fail(ErrorCode::protocol, "the monitor closed the connection");
-      if (errno == EAGAIN || errno == EWOULDBLOCK)
+      if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        // QEMU leaves Nagle's algorithm on: it holds its next answer back until the last one is acknowledged, which the
+        // kernel delays by 40 ms unless it is asked each time.
+        const int on = 1;
+        if (is_tcp_)
+          ::setsockopt(socket_.get(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
         TRY(wait(POLLIN, deadline));
-      else if (errno != EINTR)
+      } else if (errno != EINTR)
         return fail_errno("cannot read from the monitor", errno);
     }
   }
@@ -106,23 +111,35 @@ private:
   }
 
   UniqueFd socket_;
+  bool is_tcp_;
   std::vector<char> buffer_ = std::vector<char>(64 << 10);
 };
 
-// Does another client hold the socket on which we wait? QEMU accepts one at a time.
-bool held_by_another(const MonitorRoute &route) {
-  if (route.transport == MonitorRoute::Transport::tcp)
-    return true; // cannot be told; silence is taken for it
+// How many clients a socket serves, and how many wait to be served. Nothing where that cannot be told.
+struct Clients {
+  std::size_t served = 0, waiting = 0;
+};
+std::optional<Clients> clients_of(const MonitorRoute &route) {
+  // A relative path may be that of any other QEMU's socket as well.
+  if (route.kind == MonitorRoute::Kind::virsh || route.transport == MonitorRoute::Transport::tcp ||
+      !(route.bound.starts_with('/') || route.bound.starts_with('@')))
+    return std::nullopt;
   const auto text = read_small_file(fmt::format("/proc/{}/net/unix", route.pid), 64 << 20);
   if (!text)
-    return true;
-  bool connected = false, waiting = false;
+    return std::nullopt;
+  Clients clients;
   for (const auto &socket : parse_unix_sockets(*text))
     if (socket.path == route.bound) {
-      connected = connected || socket.connected;
-      waiting = waiting || socket.waiting;
+      clients.served += socket.connected ? 1 : 0;
+      clients.waiting += socket.waiting ? 1 : 0;
     }
-  return connected && waiting;
+  return clients;
+}
+
+// Nobody is served, or that cannot be told.
+bool is_free(const MonitorRoute &route) {
+  const auto clients = clients_of(route);
+  return !clients || clients->served == 0;
 }
 
 Result<UniqueFd> connect_unix(const MonitorRoute &route) {
@@ -187,7 +204,7 @@ Result<UniqueFd> connect_tcp(const MonitorRoute &route, Clock::time_point deadli
 Result<Connection> connect(const MonitorRoute &route, Clock::time_point deadline) {
   TRY_ASSIGN(UniqueFd socket,
              route.transport == MonitorRoute::Transport::tcp ? connect_tcp(route, deadline) : connect_unix(route));
-  return Connection(std::move(socket));
+  return Connection(std::move(socket), route.transport == MonitorRoute::Transport::tcp);
 }
 
 // Receives the first bytes of a monitor's greeting. Nothing may be sent before it: what is sent to a monitor that
@@ -196,8 +213,10 @@ Result<std::string> receive_greeting(Connection &connection, const MonitorRoute 
   const auto begin = Clock::now();
   auto bytes = connection.receive(begin + timeouts.greeting);
   if (!bytes && bytes.error().code == ErrorCode::timeout) {
-    // Either another client holds the monitor, or QEMU is busy and late.
-    if (held_by_another(route))
+    // Either another client holds the monitor, or QEMU is busy and late. QEMU accepts one client at a time: while we
+    // wait in the queue, who is served is another. Where it cannot be told, silence is taken for it.
+    const auto clients = clients_of(route);
+    if (!clients || (clients->served != 0 && clients->waiting != 0))
       return fail(ErrorCode::timeout, fmt::format("{} is in use by another client", route.describe()));
     bytes = connection.receive(begin + timeouts.command);
   }
@@ -439,7 +458,13 @@ std::string MonitorRoute::describe() const {
                      bound.empty() ? path : bound);
 }
 
-Result<std::unique_ptr<Monitor>> open_monitor(const MonitorRoute &route, MonitorTimeouts timeouts) {
+namespace {
+
+std::unexpected<Error> in_use(const MonitorRoute &route) {
+  return fail(ErrorCode::timeout, fmt::format("{} is in use by another client", route.describe()));
+}
+
+Result<std::unique_ptr<Monitor>> open_free_monitor(const MonitorRoute &route, MonitorTimeouts timeouts) {
   switch (route.kind) {
   case MonitorRoute::Kind::qmp: return QmpMonitor::open(route, timeouts);
   case MonitorRoute::Kind::hmp: return HmpMonitor::open(route, timeouts);
@@ -448,19 +473,41 @@ Result<std::unique_ptr<Monitor>> open_monitor(const MonitorRoute &route, Monitor
   return fail(ErrorCode::usage, "an unknown kind of monitor");
 }
 
-Result<std::unique_ptr<Monitor>> MonitorAccess::open() {
+} // namespace
+
+Result<std::unique_ptr<Monitor>> open_monitor(const MonitorRoute &route, MonitorTimeouts timeouts) {
+  return MonitorAccess({route}, timeouts).open();
+}
+
+Result<std::unique_ptr<Monitor>> MonitorAccess::open() const {
   if (routes_.empty())
     return fail(ErrorCode::unsupported, "the VM has no monitor that can be reached");
+  // Who waits in a monitor's queue is in the way of others even after having left it, and there is place for one or
+  // two: so nobody queues behind a client that stays. A client that just left (ourselves, a moment ago) is seen until
+  // QEMU's main loop comes to it; the best way is given a little time for that before the next one is taken.
+  constexpr std::chrono::milliseconds patience_with_the_best{10};
+  const auto begin = Clock::now();
+  std::vector<const MonitorRoute *> left;
+  for (const auto &route : routes_)
+    left.push_back(&route);
   // The first error of all is the one to tell: it is about the way that should have worked.
   std::optional<Error> first_error;
-  for (std::size_t i = 0; i < routes_.size(); i++) {
-    auto monitor = open_monitor(routes_[i], timeouts_);
-    if (monitor) {
-      std::rotate(routes_.begin(), routes_.begin() + static_cast<std::ptrdiff_t>(i), routes_.end());
-      return monitor;
+  while (!left.empty()) {
+    const auto considered = Clock::now() - begin < patience_with_the_best ? left.begin() + 1 : left.end();
+    const auto choice =
+        std::find_if(left.begin(), considered, [](const MonitorRoute *route) { return is_free(*route); });
+    if (choice != considered) {
+      auto monitor = open_free_monitor(**choice, timeouts_);
+      if (monitor)
+        return monitor;
+      if (!first_error)
+        first_error = std::move(monitor).error();
+      left.erase(choice);
+    } else if (Clock::now() - begin >= timeouts_.greeting) {
+      return first_error ? std::unexpected(std::move(*first_error)) : in_use(*left.front());
+    } else {
+      ::poll(nullptr, 0, 1);
     }
-    if (!first_error)
-      first_error = std::move(monitor).error();
   }
   return std::unexpected(std::move(*first_error));
 }

@@ -25,7 +25,7 @@ inline constexpr std::size_t max_message = 16 << 20; // bytes of one answer
 inline constexpr std::size_t max_kept_events = 256;
 
 struct MonitorTimeouts {
-  // A monitor that is free greets at once. After this, it is asked whether another client holds it.
+  // How long another client may keep the monitor before it counts as in use. A monitor that is free greets at once.
   std::chrono::milliseconds greeting{300};
   std::chrono::milliseconds command{5000};
 };
@@ -66,13 +66,12 @@ public:
 // Connects and shakes hands. `timeout` when the monitor is held by another client: the message then says so.
 [[nodiscard]] Result<std::unique_ptr<Monitor>> open_monitor(const MonitorRoute &route, MonitorTimeouts timeouts = {});
 
-// The ways to one VM's monitors, best first. open() takes the first that answers; one that failed is asked last next
-// time.
+// The ways to one VM's monitors, best first. open() takes the first that is free and answers.
 class MonitorAccess {
 public:
   explicit MonitorAccess(std::vector<MonitorRoute> routes, MonitorTimeouts timeouts = {})
       : routes_(std::move(routes)), timeouts_(timeouts) {}
-  [[nodiscard]] Result<std::unique_ptr<Monitor>> open();
+  [[nodiscard]] Result<std::unique_ptr<Monitor>> open() const;
   [[nodiscard]] bool empty() const { return routes_.empty(); }
   [[nodiscard]] const std::vector<MonitorRoute> &routes() const { return routes_; }
 
