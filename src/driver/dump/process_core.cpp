@@ -113,8 +113,8 @@ Result<void> check(const ProcessCore &process) {
   return {};
 }
 
-// Writes the pages of one segment that are there, and adds a program header for each run of them, and for each run of
-// absent ones: those have no bytes in the file (p_filesz 0), which debuggers know from filtered cores.
+// Writes the pages of one segment that are there, and adds a program header for each run of them. Absent pages get
+// none: gdb takes a header without bytes in the file for zeros, which pages that were swapped out are not.
 class SegmentWriter {
 public:
   SegmentWriter(const ProcessReader &reader, Output &output, Copier &copier, std::vector<Elf64_Phdr> &headers)
@@ -122,27 +122,25 @@ public:
 
   [[nodiscard]] Result<void> write(const ProcessSegment &segment) {
     const Gva end = segment.base + segment.size;
-    bool first = true, was_present = false;
+    bool in_run = false;
     for (Gva page = segment.base; page < end;) {
       if (++pages_ > page_limit)
         return fail(ErrorCode::corrupt, "the process has more memory than can be looked through");
       const ProcessPage answer = reader_(page, buffer_);
-      bool present = answer.present;
       std::uint64_t size = page_size;
-      if (!present) {
+      if (!answer.present) {
         size = std::clamp(answer.absent & ~page_mask, page_size, end - page);
         unreadable_ += size;
-        if (headers_.size() >= segment_limit && was_present && size == page_size) {
+        if (in_run && headers_.size() >= segment_limit && size == page_size)
           std::ranges::fill(buffer_, std::byte{0});
-          present = true;
-        }
-      }
-      if (first || present != was_present)
+        else
+          in_run = false;
+      } else if (!in_run) {
         begin(segment, page);
-      first = false;
-      was_present = present;
-      headers_.back().p_memsz += size;
-      if (present) {
+        in_run = true;
+      }
+      if (in_run) {
+        headers_.back().p_memsz += size;
         headers_.back().p_filesz += size;
         TRY(copier_.copy(buffer_));
       } else {

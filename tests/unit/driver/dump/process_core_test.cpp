@@ -64,14 +64,12 @@ TEST_F(WriteProcessCore, LeavesOutAbsentPages) {
   EXPECT_LE(calls, 6U + 64U);
 
   const Core core = read_back();
-  ASSERT_EQ(core.segments.size(), 5U); // note, 2 present, 2 absent, 2 present, the huge one
+  ASSERT_EQ(core.segments.size(), 3U); // the note, and two runs of two pages
   EXPECT_EQ(core.segments[1].p_vaddr, 0x400000U);
   EXPECT_EQ(core.segments[1].p_filesz, 2 * page_size);
+  EXPECT_EQ(core.segments[1].p_memsz, 2 * page_size);
   EXPECT_EQ(core.segments[1].p_flags, static_cast<Elf64_Word>(PF_R | PF_X));
-  EXPECT_EQ(core.segments[2].p_filesz, 0U);
-  EXPECT_EQ(core.segments[2].p_memsz, 2 * page_size);
-  EXPECT_EQ(core.segments[3].p_vaddr, 0x404000U);
-  EXPECT_EQ(core.segments[4].p_memsz, std::uint64_t{1} << 45);
+  EXPECT_EQ(core.segments[2].p_vaddr, 0x404000U);
   for (const auto &segment : core.segments)
     for (std::uint64_t at = 0; segment.p_type == PT_LOAD && at < segment.p_filesz; at += page_size)
       EXPECT_TRUE(std::ranges::equal(Bytes(core.bytes).subspan(segment.p_offset + at, page_size),
