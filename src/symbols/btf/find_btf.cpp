@@ -44,7 +44,9 @@ std::vector<Candidate> candidates(Bytes image) {
 
 Result<FoundBtf> find_btf(Bytes image) {
   auto found = candidates(image);
-  std::ranges::stable_sort(found, std::ranges::greater(), &Candidate::size);
+  std::ranges::sort(found, [](const Candidate &a, const Candidate &b) {
+    return a.size != b.size ? a.size > b.size : a.offset < b.offset;
+  });
   if (found.size() > check_limit)
     found.resize(check_limit);
   for (const auto &candidate : found) {

@@ -159,7 +159,7 @@ private:
       }
       members.push_back(member);
     }
-    std::ranges::stable_sort(members, {}, &Member::bit_offset);
+    std::ranges::sort(members, {}, [](const Member &member) { return std::pair(member.bit_offset, member.name); });
     // With bit fields an offset has 24 bits: such structures are never that large.
     const std::uint64_t limit = has_bit_fields ? 0xffffff : std::numeric_limits<std::uint32_t>::max();
     if (members.size() > btf_member_limit || type.size > std::numeric_limits<std::uint32_t>::max() ||

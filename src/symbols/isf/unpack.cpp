@@ -9,7 +9,6 @@
 namespace lararium::isf {
 namespace {
 
-constexpr std::size_t step_limit = 16U << 20;         // by how much the output grows at once
 constexpr std::uint64_t xz_memory_limit = 256U << 20; // xz -9 needs 65 MiB
 
 std::unexpected<Error> damaged() { return fail(ErrorCode::corrupt, "the compressed ISF file is damaged"); }
@@ -18,8 +17,7 @@ std::unexpected<Error> damaged() { return fail(ErrorCode::corrupt, "the compress
 bool grow(std::vector<std::byte> &storage, std::size_t limit) {
   if (storage.size() >= limit)
     return false;
-  const std::size_t more = std::clamp<std::size_t>(storage.size(), 1U << 16, step_limit);
-  storage.resize(std::min(limit, storage.size() + more));
+  storage.resize(std::min(limit, std::max<std::size_t>(storage.size() * 2, 1U << 20)));
   return true;
 }
 

@@ -68,4 +68,8 @@ inline constexpr std::size_t banner_limit = 4096;
 [[nodiscard]] std::optional<Header> read_header(Bytes head);
 [[nodiscard]] BuildId build_id_of(const Header &header);
 
+// Of the whole image, which is at least a header. Against torn files and failing disks, not against forgers: a file
+// that passes may still be a lie, and then look-ups yield nonsense within its bounds.
+[[nodiscard]] std::uint64_t checksum_of(Bytes image);
+
 } // namespace lararium::profile_image

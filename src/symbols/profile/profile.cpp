@@ -6,11 +6,11 @@
 #include "lararium/symbols/name_index.h"
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <numeric>
 #include <sys/stat.h>
 
 namespace lararium {
@@ -36,13 +36,8 @@ BuildId build_id_of(const Header &header) {
   return id;
 }
 
-} // namespace profile_image
-
-namespace {
-
-// Against torn files and failing disks, not against forgers: a file that passes may still be a lie, and then look-ups
-// yield nonsense within its bounds. Eight lanes keep the multiplier busy: it runs at the speed of memory.
 std::uint64_t checksum_of(Bytes image) {
+  // Eight lanes keep the multiplier busy: it runs at the speed of memory.
   constexpr std::uint64_t prime = 0x9e3779b185ebca87;
   std::array<std::uint64_t, 8> lanes{1, 2, 3, 4, 5, 6, 7, 8};
   const auto mix = [&](const std::byte *block) {
@@ -68,6 +63,10 @@ std::uint64_t checksum_of(Bytes image) {
     sum = std::rotl((sum ^ lane) * prime, 31);
   return sum ^ sum >> 32;
 }
+
+} // namespace profile_image
+
+namespace {
 
 template <class T> Bytes raw(const std::vector<T> &values) { return std::as_bytes(std::span(values)); }
 
@@ -179,23 +178,24 @@ private:
 Result<void> write_symbols(ImageWriter &image, const ProfileSource &source) {
   std::vector<std::uint32_t> order;
   order.reserve(source.symbols.size());
-  std::size_t name_bytes = 0;
-  for (std::uint32_t i = 0; i < source.symbols.size(); ++i) {
-    const auto length = source.symbols[i].name.size();
-    if (length == 0 || length > symbol_name_limit)
-      continue;
-    name_bytes += length;
-    order.push_back(i);
+  std::size_t name_bytes = 0, image_symbols = 0;
+  for (const SymbolBase base : {SymbolBase::image, SymbolBase::absolute}) {
+    const std::size_t first = order.size();
+    for (std::uint32_t i = 0; i < source.symbols.size(); ++i) {
+      const auto &symbol = source.symbols[i];
+      if (symbol.base != base || symbol.name.empty() || symbol.name.size() > symbol_name_limit)
+        continue;
+      name_bytes += symbol.name.size();
+      order.push_back(i);
+    }
+    // Of several symbols at one place, kallsyms lists first the one that the kernel itself would print.
+    const auto key = [&](std::uint32_t i) { return std::pair(source.symbols[i].value, i); };
+    const auto part = std::ranges::subrange(order.begin() + static_cast<std::ptrdiff_t>(first), order.end());
+    if (!std::ranges::is_sorted(part, {}, key)) // kallsyms is sorted
+      std::ranges::sort(part, {}, key);
+    if (base == SymbolBase::image)
+      image_symbols = order.size();
   }
-  // Stable: of several symbols at one place, kallsyms lists first the one that the kernel itself would print.
-  const auto before = [&](std::uint32_t a, std::uint32_t b) {
-    const auto &left = source.symbols[a], &right = source.symbols[b];
-    return left.base != right.base ? left.base < right.base : left.value < right.value;
-  };
-  const auto first_absolute = std::stable_partition(
-      order.begin(), order.end(), [&](std::uint32_t i) { return source.symbols[i].base == SymbolBase::image; });
-  if (!std::is_sorted(order.begin(), order.end(), before)) // kallsyms is sorted
-    std::stable_sort(order.begin(), order.end(), before);
 
   std::vector<SymbolRecord> records(order.size());
   std::vector<char> names;
@@ -219,7 +219,7 @@ Result<void> write_symbols(ImageWriter &image, const ProfileSource &source) {
       return fail(ErrorCode::corrupt, "the table of symbols is clogged");
 
   image.header.symbol_count = static_cast<std::uint32_t>(order.size());
-  image.header.image_symbol_count = static_cast<std::uint32_t>(first_absolute - order.begin());
+  image.header.image_symbol_count = static_cast<std::uint32_t>(image_symbols);
   image.append(Section::symbols, raw(records));
   image.append(Section::symbol_names, raw(names));
   image.append(Section::symbol_slots, raw(slots));
