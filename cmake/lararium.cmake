@@ -29,14 +29,27 @@ function(lararium_layer name)
   target_link_libraries(lararium_${name} PUBLIC lararium_options ${LAYER_USES} PRIVATE ${LAYER_LIBRARIES})
 endfunction()
 
+# In a build with sanitizers tests are called and labelled so: `make test` runs them beside those of the plain build.
+function(lararium_label_test name kind)
+  if(LARARIUM_SANITIZE)
+    set(kind sanitizer)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS ${kind})
+endfunction()
+if(LARARIUM_SANITIZE)
+  set(LARARIUM_TEST_PREFIX sanitizer.)
+endif()
+
 # lararium_unit_test(NAME SOURCES a.cpp... USES layer...) declares a GoogleTest program that CTest runs.
 function(lararium_unit_test name)
   cmake_parse_arguments(TEST "" "" "SOURCES;USES;LIBRARIES" ${ARGN})
   add_executable(${name} ${TEST_SOURCES})
   list(TRANSFORM TEST_USES PREPEND "lararium::")
   target_link_libraries(${name} PRIVATE lararium_options ${TEST_USES} ${TEST_LIBRARIES} GTest::gtest_main)
-  add_test(NAME unit.${name} COMMAND ${name})
-  set_tests_properties(unit.${name} PROPERTIES LABELS unit TIMEOUT 120)
+  set(test ${LARARIUM_TEST_PREFIX}unit.${name})
+  add_test(NAME ${test} COMMAND ${name})
+  lararium_label_test(${test} unit)
+  set_tests_properties(${test} PROPERTIES TIMEOUT 120)
 endfunction()
 
 # lararium_fuzzer(NAME SOURCE USES layer...) declares a libFuzzer program; CTest runs it for a bounded time.
