@@ -48,8 +48,10 @@ class ProcessViews(harness.GuestTest):
                 continue  # the shell that lists, and what it runs
             item = outside[pid]
             with self.subTest(pid=pid, name=inside["Name"]):
-                self.assertEqual(item["comm"].encode("unicode_escape").decode(),
-                                 inside["Name"].encode("unicode_escape").decode())
+                if item["kernel_thread"]:  # /proc makes a longer name up, from what a worker does at the moment
+                    self.assertTrue(inside["Name"].startswith(item["comm"]), item["comm"])
+                else:
+                    self.assertEqual(item["comm"], inside["Name"])
                 self.assertEqual(item["tgid"], int(inside["Tgid"]))
                 self.assertEqual(item["ppid"], int(inside["PPid"]))
                 self.assertEqual(item["threads"], int(inside["Threads"]))
