@@ -23,6 +23,8 @@ def proc_files(name, pids="[0-9]*"):
 
 
 class ProcessViews(harness.GuestTest):
+    OPTIONS = {"backend": "memfd", "modules": ("dummy", "loop")}
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()

@@ -241,6 +241,16 @@ private:
       else
         info.lockdown = fmt::format("unknown ({})", *level);
     }
+    security_modules(info);
+    if (const auto enforcing = types_.field("selinux_state", "enforcing"))
+      if (const auto initialised = types_.field("selinux_state", "initialized");
+          initialised && global<std::uint8_t>("selinux_state", initialised->offset).value_or(0) != 0)
+        info.selinux_enforcing = global<std::uint8_t>("selinux_state", enforcing->offset).value_or(0) != 0;
+    if (const auto enabled = global<std::int32_t>("apparmor_initialized"))
+      info.apparmor_enabled = *enabled != 0;
+  }
+
+  void security_modules(SystemInfo &info) const {
     const std::string names = text_of("lsm_names", text_limit);
     for (std::size_t at = 0; at < names.size();) {
       const auto comma = std::min(names.find(',', at), names.size());
@@ -248,12 +258,19 @@ private:
         info.security_modules.push_back(names.substr(at, comma - at));
       at = comma + 1;
     }
-    if (const auto enforcing = types_.field("selinux_state", "enforcing"))
-      if (const auto initialised = types_.field("selinux_state", "initialized");
-          initialised && global<std::uint8_t>("selinux_state", initialised->offset).value_or(0) != 0)
-        info.selinux_enforcing = global<std::uint8_t>("selinux_state", enforcing->offset).value_or(0) != 0;
-    if (const auto enabled = global<std::int32_t>("apparmor_initialized"))
-      info.apparmor_enabled = *enabled != 0;
+    if (!info.security_modules.empty())
+      return;
+    // Newer kernels build that text when it is read, from a table of the active modules' identities that is there
+    // since 6.8 (f3b8788cde61).
+    const auto table = kernel_.symbol("lsm_idlist");
+    const auto name = types_.field("lsm_id", "name");
+    const std::uint32_t count = std::min(global<std::uint32_t>("lsm_active_cnt").value_or(0), 32u);
+    for (std::uint32_t i = 0; table && name && i < count; ++i) {
+      const auto id = kernel_.read_pointer(*table + 8 * i);
+      const auto text = id ? kernel_.read_pointer(*id, *name) : std::nullopt;
+      if (text)
+        info.security_modules.push_back(kernel_.space().read_c_string(*text, 64).value_or("?"));
+    }
   }
 
   void taint(SystemInfo &info) const {
