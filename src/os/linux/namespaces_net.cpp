@@ -96,7 +96,8 @@ Result<std::vector<NetNamespace>> list_net_namespaces(const Kernel &kernel, View
 
 Result<void> for_each_net_device(const Kernel &kernel, const NetNamespace &space, ViewStatus &status,
                                  const std::function<bool(Gva device)> &visit) {
-  TRY_ASSIGN(const auto f, DeviceLayout::resolve(kernel));
+  TRY_ASSIGN(const auto *layout, kernel.layout<DeviceLayout>());
+  const DeviceLayout &f = *layout;
   std::vector<Gva> devices;
   std::unordered_set<std::uint64_t> listed, indexed;
   WalkResult walk;

@@ -673,7 +673,8 @@ std::string name_of_endpoint(const Socket &s) {
 
 Result<View<Socket>> read_sockets(const Kernel &kernel) {
   View<Socket> view;
-  TRY_ASSIGN(const auto f, SocketLayout::resolve(kernel));
+  TRY_ASSIGN(const auto *layout, kernel.layout<SocketLayout>());
+  const SocketLayout &f = *layout;
   TRY_ASSIGN(const auto spaces, list_net_namespaces(kernel, view.status));
   TRY_ASSIGN(const auto interfaces, InterfaceNames::create(kernel, spaces, view.status));
 

@@ -4,6 +4,7 @@
 #include "files.h"
 #include "image.h"
 #include "info.h"
+#include "interfaces.h"
 #include "lararium/os/linux.h"
 #include "locate.h"
 #include "maps.h"
@@ -52,7 +53,7 @@ namespace {
 std::unexpected<Error> not_yet() { return fail(ErrorCode::unsupported, "this view is not built yet"); }
 } // namespace
 Result<View<Socket>> LinuxSystem::sockets() { return read_sockets(*kernel_); }
-Result<View<NetworkInterface>> LinuxSystem::interfaces() { return not_yet(); }
+Result<View<NetworkInterface>> LinuxSystem::interfaces() { return read_interfaces(*kernel_); }
 Result<View<LogRecord>> LinuxSystem::kernel_log() { return not_yet(); }
 Result<BpfView> LinuxSystem::bpf() { return not_yet(); }
 
