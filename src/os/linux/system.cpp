@@ -5,6 +5,7 @@
 #include "image.h"
 #include "info.h"
 #include "interfaces.h"
+#include "kernel_log.h"
 #include "lararium/os/linux.h"
 #include "locate.h"
 #include "maps.h"
@@ -54,7 +55,7 @@ std::unexpected<Error> not_yet() { return fail(ErrorCode::unsupported, "this vie
 } // namespace
 Result<View<Socket>> LinuxSystem::sockets() { return read_sockets(*kernel_); }
 Result<View<NetworkInterface>> LinuxSystem::interfaces() { return read_interfaces(*kernel_); }
-Result<View<LogRecord>> LinuxSystem::kernel_log() { return not_yet(); }
+Result<View<LogRecord>> LinuxSystem::kernel_log() { return read_kernel_log(*kernel_); }
 Result<BpfView> LinuxSystem::bpf() { return not_yet(); }
 
 void LinuxSystem::for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) {
