@@ -1,5 +1,6 @@
 #include "system.h"
 
+#include "bpf.h"
 #include "environment.h"
 #include "files.h"
 #include "image.h"
@@ -50,13 +51,10 @@ Result<CachedFile> LinuxSystem::recover_file(std::string_view path,
   return linux_guest::recover_file(*kernel_, path, sink);
 }
 
-namespace {
-std::unexpected<Error> not_yet() { return fail(ErrorCode::unsupported, "this view is not built yet"); }
-} // namespace
 Result<View<Socket>> LinuxSystem::sockets() { return read_sockets(*kernel_); }
 Result<View<NetworkInterface>> LinuxSystem::interfaces() { return read_interfaces(*kernel_); }
 Result<View<LogRecord>> LinuxSystem::kernel_log() { return read_kernel_log(*kernel_); }
-Result<BpfView> LinuxSystem::bpf() { return not_yet(); }
+Result<BpfView> LinuxSystem::bpf() { return read_bpf(*kernel_); }
 
 void LinuxSystem::for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) {
   const Profile &profile = kernel_->profile();
