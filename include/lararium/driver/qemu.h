@@ -48,7 +48,8 @@ struct DiscoverOptions {
 // The VM that a person names: by name, pid, uuid (or at least 8 characters of its beginning) or the path of its QMP
 // socket. `not_found` lists what there is, `ambiguous` what it could be.
 [[nodiscard]] Result<VmSummary> resolve(const std::vector<VmSummary> &vms, std::string_view wanted);
-// Discovers, without asking monitors, and resolves.
+// The same, looking at no more than that takes: no monitor is asked, and `version` stays empty. The pid of a VM wins
+// over a VM that is called like it.
 [[nodiscard]] Result<VmSummary> find(std::string_view wanted);
 
 struct AttachOptions {

@@ -102,8 +102,7 @@ bool same_namespace(const Process &process, std::string_view kind) {
 
 class Discovery {
 public:
-  explicit Discovery(const DiscoverOptions &options) : options_(options) {}
-
+  // All VMs, as far as examine() tells of them.
   std::vector<VmSummary> run() {
     std::vector<VmSummary> result;
     const auto pids = numbered_entries("/proc", max_processes);
@@ -113,13 +112,10 @@ public:
       if (auto vm = examine(pid))
         result.push_back(std::move(*vm));
     std::ranges::sort(result, {}, &VmSummary::pid);
-    if (options_.ask_monitors)
-      ask_monitors(result);
     return result;
   }
 
-private:
-  // The VM that a process runs; nothing for every other process, and for one that ends meanwhile.
+  // What the command lines tell: enough to name a VM. complete() adds what takes longer to find out.
   std::optional<VmSummary> examine(pid_t pid) {
     const auto executable = read_link(fmt::format("/proc/{}/exe", pid));
     if (!executable && executable.error().code != ErrorCode::permission_denied)
@@ -160,16 +156,60 @@ private:
     if (stat->state == 'T' || stat->state == 't')
       vm.state = RunState::paused; // stopped by a signal or a debugger: no vCPU runs
     vm.command_line = std::move(line);
-    describe(vm, *process);
+    vm.name = vm.command_line.name.empty() ? fmt::format("qemu-{}", pid) : vm.command_line.name;
+    vm.uuid = vm.command_line.uuid;
     add_routes(vm, *process);
-    add_problems(vm);
     return vm;
   }
 
+  // False when the VM has ended meanwhile.
+  bool complete(VmSummary &vm) {
+    const auto process = Process::open(vm.pid, vm.start_ticks);
+    if (!process)
+      return false;
+    describe(vm, *process);
+    add_problems(vm);
+    return true;
+  }
+
+  // By the binary, where no monitor said it. Searching 20 MiB takes longer than all the rest.
+  void add_version(VmSummary &vm) {
+    if (vm.version.empty())
+      vm.version = binaries_.version_of(vm.pid);
+  }
+
+  static void ask_monitors(std::vector<VmSummary> &vms) {
+    const auto deadline = Clock::now() + monitors_budget;
+    for (auto &vm : vms) {
+      if (const auto state = state_from_libvirt(vm)) {
+        vm.state = *state;
+        continue;
+      }
+      // Not through virsh: a program run for each VM takes too long for a list.
+      auto routes = vm.routes;
+      std::erase_if(routes, [](const MonitorRoute &route) { return route.kind == MonitorRoute::Kind::virsh; });
+      if (routes.empty() || vm.state == RunState::paused)
+        continue;
+      if (Clock::now() > deadline) {
+        vm.problems.emplace_back("its monitor was not asked: others took too long");
+        continue;
+      }
+      const auto monitor = MonitorAccess(std::move(routes), discovery_timeouts).open();
+      if (!monitor) {
+        vm.problems.push_back(monitor.error().describe());
+        continue;
+      }
+      vm.version = (*monitor)->version();
+      if (const auto state = ask_state(**monitor))
+        vm.state = *state;
+      else
+        vm.problems.push_back(state.error().describe());
+    }
+  }
+
+private:
   void describe(VmSummary &vm, const Process &process) {
     const auto &line = vm.command_line;
-    vm.name = line.name.empty() ? fmt::format("qemu-{}", vm.pid) : line.name;
-    vm.uuid = line.uuid;
     vm.machine = line.machine;
     vm.ram_bytes = line.ram_size != 0 ? line.ram_size : default_ram;
     for (const auto &id : line.dimm_backends)
@@ -194,7 +234,6 @@ private:
       vm.accelerator = says_kvm ? "kvm" : "tcg";
       vm.problems.emplace_back("the accelerator is what the command line says: the process's open files need root");
     }
-    vm.version = binaries_.version_of(vm.pid);
 
     const auto main = std::ranges::find(
         line.backends, line.numa_backends.empty() ? line.main_backend : line.numa_backends.front(), &MemoryBackend::id);
@@ -305,35 +344,6 @@ private:
     return state.starts_with("crashed'") ? RunState::crashed : RunState::unknown;
   }
 
-  static void ask_monitors(std::vector<VmSummary> &vms) {
-    const auto deadline = Clock::now() + monitors_budget;
-    for (auto &vm : vms) {
-      if (const auto state = state_from_libvirt(vm)) {
-        vm.state = *state;
-        continue;
-      }
-      // Not through virsh: a program run for each VM takes too long for a list.
-      auto routes = vm.routes;
-      std::erase_if(routes, [](const MonitorRoute &route) { return route.kind == MonitorRoute::Kind::virsh; });
-      if (routes.empty() || vm.state == RunState::paused)
-        continue;
-      if (Clock::now() > deadline) {
-        vm.problems.emplace_back("its monitor was not asked: others took too long");
-        continue;
-      }
-      const auto monitor = MonitorAccess(std::move(routes), discovery_timeouts).open();
-      if (!monitor) {
-        vm.problems.push_back(monitor.error().describe());
-        continue;
-      }
-      vm.version = (*monitor)->version();
-      if (const auto state = ask_state(**monitor))
-        vm.state = *state;
-      else
-        vm.problems.push_back(state.error().describe());
-    }
-  }
-
   std::time_t boot_time() {
     if (boot_time_ == 0)
       if (const auto text = read_small_file("/proc/stat", 16 << 20)) {
@@ -344,7 +354,6 @@ private:
     return boot_time_;
   }
 
-  DiscoverOptions options_;
   Binaries binaries_;
   bool has_virsh_ = program_exists("virsh");
   std::time_t boot_time_ = 0;
@@ -390,7 +399,16 @@ bool is_called(const VmSummary &vm, std::string_view wanted) {
 
 } // namespace
 
-std::vector<VmSummary> discover(const DiscoverOptions &options) { return Discovery(options).run(); }
+std::vector<VmSummary> discover(const DiscoverOptions &options) {
+  Discovery discovery;
+  auto vms = discovery.run();
+  std::erase_if(vms, [&](VmSummary &vm) { return !discovery.complete(vm); });
+  if (options.ask_monitors)
+    Discovery::ask_monitors(vms);
+  for (auto &vm : vms)
+    discovery.add_version(vm);
+  return vms;
+}
 
 Result<VmSummary> resolve(const std::vector<VmSummary> &vms, std::string_view wanted) {
   std::vector<const VmSummary *> fitting, all;
@@ -408,6 +426,18 @@ Result<VmSummary> resolve(const std::vector<VmSummary> &vms, std::string_view wa
   return fail(ErrorCode::not_found, fmt::format("no VM is called \"{}\"; there is {}", wanted, list_of(all)));
 }
 
-Result<VmSummary> find(std::string_view wanted) { return resolve(discover({.ask_monitors = false}), wanted); }
+Result<VmSummary> find(std::string_view wanted) {
+  Discovery discovery;
+  const auto ended = [&] { return fail(ErrorCode::gone, fmt::format("the VM \"{}\" has ended", wanted)); };
+  pid_t pid = 0;
+  const auto [end, error] = std::from_chars(wanted.data(), wanted.data() + wanted.size(), pid);
+  if (error == std::errc() && end == wanted.data() + wanted.size() && pid > 0)
+    if (auto vm = discovery.examine(pid)) // no need to look at all the others
+      return discovery.complete(*vm) ? Result<VmSummary>(std::move(*vm)) : ended();
+  TRY_ASSIGN(auto vm, resolve(discovery.run(), wanted));
+  if (!discovery.complete(vm))
+    return ended();
+  return vm;
+}
 
 } // namespace lararium::qemu
