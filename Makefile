@@ -17,7 +17,7 @@ help:
 	@echo 'make demo      installs what is needed, builds, boots a guest and shows what Lararium sees in it'
 	@echo 'make test      installs what is needed, runs unit, golden, sanitizer and fuzz tests and a short matrix of guests'
 	@echo 'make test-all  the same with all guests'
-	@echo 'make bench     measures'
+	@echo 'make bench     measures what docs/spec.md promises (PEERS=folder: beside others, see bench/prepare_peers)'
 	@echo 'make check     what to run before a commit: format, layers, clang-tidy, unit tests (tools/presubmit)'
 	@echo 'make install   installs to $$DESTDIR$$PREFIX ($(PREFIX))'
 	@echo 'make deb       builds a Debian package in $(BUILD)'
@@ -53,10 +53,10 @@ test-build:
 	cmake --build $(BUILD) --parallel $(JOBS)
 
 bench:
-	tools/install_dependencies build demo
+	tools/install_dependencies build demo bench
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DLARARIUM_BENCH=ON
 	cmake --build $(BUILD) --parallel $(JOBS)
-	bench/run --build $(BUILD)
+	bench/run --build $(BUILD) $(if $(PEERS),--peers $(PEERS))
 
 check:
 	tools/presubmit
