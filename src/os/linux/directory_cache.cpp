@@ -154,7 +154,7 @@ Result<std::string> DirectoryCache::link_target(Gva inode) const {
   return target;
 }
 
-Result<Gva> DirectoryCache::find(std::string_view path, bool deleted) const {
+Result<std::vector<Gva>> DirectoryCache::find(std::string_view path, bool deleted) const {
   if (!path.starts_with('/'))
     return fail(ErrorCode::usage, "the path is not absolute");
   std::deque<std::string> parts;
@@ -174,16 +174,18 @@ Result<Gva> DirectoryCache::find(std::string_view path, bool deleted) const {
     }
     walked += "/" + name;
     const Children found = children(at.dentry, name);
-    const bool last = parts.empty();
-    // A deleted file can lie in a deleted directory. Of a name that is used again, the one in use is meant.
-    const auto &candidates = deleted && (last || found.linked.empty()) ? found.unlinked : found.linked;
+    // A deleted file can lie in a deleted directory. Of a directory's name that is used again, the one in use is meant.
+    const auto &candidates = deleted && (parts.empty() || found.linked.empty()) ? found.unlinked : found.linked;
     if (candidates.empty())
       return fail(ErrorCode::not_found,
                   fmt::format("{}{} is not in the guest's directory cache", walked, deleted ? " (deleted)" : ""));
-    if (candidates.size() > 1)
-      return fail(ErrorCode::ambiguous,
-                  fmt::format("the guest knows {} files as {}: name one as fd:PID:NUMBER or inode:MAJOR:MINOR:NUMBER",
-                              candidates.size(), walked));
+    if (parts.empty() && candidates.size() > 1) {
+      std::vector<Gva> inodes;
+      for (const Gva dentry : candidates)
+        if (const auto inode = paths_.inode_of(dentry); inode && *inode)
+          inodes.push_back(*inode);
+      return inodes;
+    }
     const Position next = enter_mounts({at.mount, candidates.front()});
     const auto inode = paths_.inode_of(next.dentry);
     if (!inode || !kernel_->is_kernel_address(*inode))
@@ -201,13 +203,11 @@ Result<Gva> DirectoryCache::find(std::string_view path, bool deleted) const {
       continue; // else relative to the directory that holds the link: `at` stays
     }
     at = next;
-    if (last)
-      return *inode;
   }
   const auto inode = paths_.inode_of(at.dentry);
-  if (!inode)
+  if (!inode || !*inode)
     return fail(ErrorCode::not_found, "the path is not in the guest's directory cache");
-  return *inode;
+  return std::vector{*inode};
 }
 
 } // namespace lararium::linux_guest

@@ -21,9 +21,9 @@ public:
   // As `task` sees the tree.
   [[nodiscard]] static Result<DirectoryCache> create(const Kernel &kernel, Gva task);
 
-  // The inode of an absolute path. Follows symbolic links (not those of /proc) and mounts. `deleted`: of a file of that
-  // name that was unlinked and is still in use; ambiguous when there are several.
-  [[nodiscard]] Result<Gva> find(std::string_view path, bool deleted) const;
+  // The inodes that an absolute path leads to: one. Follows symbolic links (not those of /proc) and mounts. `deleted`:
+  // of files of that name that were unlinked and are still in use; there can be several.
+  [[nodiscard]] Result<std::vector<Gva>> find(std::string_view path, bool deleted) const;
 
 private:
   DirectoryCache(const Kernel &kernel, const DirectoryLayout &layout, const VfsLayout &vfs, PathResolver paths,

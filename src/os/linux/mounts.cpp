@@ -42,7 +42,7 @@ struct MountLayout {
   std::optional<FieldLocation> namespace_number, propagation; // the latter since 6.17; bits of `flags` before
   std::optional<FieldLocation> tree, tree_node, list, list_node;
   const RbLayout *rb = nullptr;
-  std::optional<FieldLocation> id_mapping;
+  std::optional<FieldLocation> id_mapping, super_user_namespace;
   std::vector<Gva> no_id_mapping; // values that stand for none
 
   static Result<MountLayout> resolve(const Kernel &kernel) {
@@ -76,8 +76,8 @@ struct MountLayout {
       f.list = layout.require("mnt_namespace", "list");
       f.list_node = layout.require("mount", "mnt_list");
     }
-    // An id mapping other than the one that stands for none: since 6.2 by a structure of its own, since 5.12 by a user
-    // namespace.
+    // An id mapping other than the one that stands for none: since 6.2 by a structure of its own; since 5.12 by a user
+    // namespace, where the file system's own stands for none since 5.17 (bd303368b776).
     if ((f.id_mapping = layout.optional("vfsmount", "mnt_idmap"))) {
       for (const char *none : {"nop_mnt_idmap", "invalid_mnt_idmap"})
         if (const auto address = kernel.symbol(none))
@@ -85,6 +85,7 @@ struct MountLayout {
     } else if ((f.id_mapping = layout.optional("vfsmount", "mnt_userns"))) {
       if (const auto address = kernel.symbol("init_user_ns"))
         f.no_id_mapping.push_back(*address);
+      f.super_user_namespace = layout.optional("super_block", "s_user_ns");
     }
     TRY(layout.check());
     return f;
@@ -170,10 +171,16 @@ std::string MountReader::text(Gva object, const FieldLocation &pointer) const {
 std::string MountReader::options(Gva vfsmount, std::uint64_t flags) const {
   std::string result = (flags & read_only) != 0 ? "ro" : "rw";
   add_flags(result, flags, mount_flags);
-  if (f_->id_mapping && !f_->no_id_mapping.empty())
-    if (const auto mapping = kernel_->read_pointer(vfsmount, *f_->id_mapping);
-        mapping && *mapping && std::ranges::find(f_->no_id_mapping, *mapping) == f_->no_id_mapping.end())
+  if (f_->id_mapping && !f_->no_id_mapping.empty()) {
+    const auto mapping = kernel_->read_pointer(vfsmount, *f_->id_mapping);
+    const auto super_block = kernel_->read_pointer(vfsmount, f_->super);
+    const auto own = super_block && f_->super_user_namespace
+                         ? kernel_->read_pointer(*super_block, *f_->super_user_namespace)
+                         : std::nullopt;
+    if (mapping && *mapping && mapping != own &&
+        std::ranges::find(f_->no_id_mapping, *mapping) == f_->no_id_mapping.end())
       result += ",idmapped";
+  }
   return result;
 }
 

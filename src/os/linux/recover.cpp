@@ -130,10 +130,12 @@ private:
     const auto &found = with_pages.empty() ? without : with_pages;
     if (found.empty())
       return fail(ErrorCode::not_found, "the guest has no regular file of that inode number in memory");
-    if (found.size() > 1)
-      return fail(
-          ErrorCode::ambiguous,
-          fmt::format("{} file systems have a file of that inode number: say inode:MAJOR:MINOR:NUMBER", found.size()));
+    if (found.size() > 1) {
+      std::vector<Gva> all;
+      for (const Found &each : found)
+        all.push_back(each.inode);
+      return the_only_one(all);
+    }
     return found.front();
   }
 
@@ -141,30 +143,45 @@ private:
     ViewStatus status;
     TRY_ASSIGN(const auto first, list_task_groups(kernel_, 1, status));
     TRY_ASSIGN(const auto cache, DirectoryCache::create(kernel_, first.front().tasks.front()));
-    auto inode = cache.find(path, false);
-    if (inode)
-      return of_inode(*inode);
-    if (inode.error().code != ErrorCode::not_found)
-      return std::unexpected(std::move(inode).error());
+    auto inodes = cache.find(path, false);
+    if (inodes)
+      return the_only_one(*inodes);
+    if (inodes.error().code != ErrorCode::not_found)
+      return std::unexpected(std::move(inodes).error());
     const bool marked = path.ends_with(deleted_mark);
     const std::string_view name = marked ? path.substr(0, path.size() - deleted_mark.size()) : path;
     auto deleted = cache.find(name, true);
     if (deleted)
-      return of_inode(*deleted);
+      return the_only_one(*deleted);
     if (deleted.error().code != ErrorCode::not_found)
       return std::unexpected(std::move(deleted).error());
-    return by_name_in_use(name, std::move(inode).error());
+    return by_name_in_use(name, std::move(inodes).error());
+  }
+
+  // Of several files, none: which one is meant is for the person to say.
+  Result<Found> the_only_one(const std::vector<Gva> &inodes) const {
+    if (inodes.size() == 1)
+      return of_inode(inodes.front());
+    constexpr std::size_t shown = 8;
+    std::string names;
+    for (std::size_t i = 0; i < inodes.size() && i < shown; ++i) {
+      const auto device = f_.device_of(kernel_, inodes[i]);
+      names += fmt::format("{}inode:{}:{}:{}", i == 0 ? "" : ", ", device.major, device.minor,
+                           kernel_.read_field(inodes[i], f_.inode_number).value_or(0));
+    }
+    return fail(ErrorCode::ambiguous, fmt::format("{} files are meant by that, name one: {}{}", inodes.size(), names,
+                                                  inodes.size() > shown ? ", ..." : ""));
   }
 
   // What has no place in the first process' tree: memfds, files of other mount namespaces. Somebody holds them open or
   // has them mapped.
   Result<Found> by_name_in_use(std::string_view name, Error otherwise) const {
-    std::set<std::uint64_t> inodes;
+    std::set<Gva> inodes;
     TRY_ASSIGN(const auto open_files, read_open_files(kernel_, std::nullopt));
     for (const OpenFile &file : open_files.items)
       if (file.path == name)
         if (const auto inode = kernel_.read_pointer(file.file, f_.file_inode))
-          inodes.insert(inode->value);
+          inodes.insert(*inode);
     TRY_ASSIGN(const auto paths, PathResolver::create(kernel_));
     TRY_ASSIGN(const auto areas, AreaReader::create(kernel_));
     ViewStatus status;
@@ -182,16 +199,12 @@ private:
         const auto path = paths.resolve(f_.shown_path(kernel_, *file));
         if (path && path->text == name)
           if (const auto inode = kernel_.read_pointer(*file, f_.file_inode))
-            inodes.insert(inode->value);
+            inodes.insert(*inode);
       }
     }
     if (inodes.empty())
       return std::unexpected(std::move(otherwise));
-    if (inodes.size() > 1)
-      return fail(ErrorCode::ambiguous, fmt::format("{} files in use have that name: name one as fd:PID:NUMBER or "
-                                                    "inode:MAJOR:MINOR:NUMBER",
-                                                    inodes.size()));
-    return of_inode(Gva{*inodes.begin()});
+    return the_only_one({inodes.begin(), inodes.end()});
   }
 
   const Kernel &kernel_;
