@@ -241,11 +241,18 @@ Result<View<MemoryRegion>> read_memory_regions(const Kernel &kernel, std::int32_
   const auto mm = mm_member ? groups.front().first(kernel, *mm_member) : std::nullopt;
   if (!mm)
     return view; // a kernel thread or a process that ended
+  // An area may be freed, and its memory used again, between the walk and this second look: what is then read of it
+  // does not lie behind the one before it, or not in the user half.
+  Gva previous_end;
   for (const Gva area : reader.areas(*mm, view.status)) {
-    if (auto region = reader.region(*mm, area))
-      view.items.push_back(*std::move(region));
-    else
+    auto region = reader.region(*mm, area);
+    if (!region || region->begin < previous_end || region->end <= region->begin ||
+        kernel.is_kernel_address(region->end)) {
       view.status.raced = true;
+      continue;
+    }
+    previous_end = region->end;
+    view.items.push_back(*std::move(region));
   }
   if (auto gate = reader.gate_region(*mm))
     view.items.push_back(*std::move(gate));
