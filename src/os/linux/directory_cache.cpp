@@ -87,8 +87,8 @@ DirectoryCache::Children DirectoryCache::children(Gva directory, std::string_vie
     WalkResult walk;
     if (f_->hash_list) {
       const auto first = kernel_->read_pointer(directory, *f_->hash_list); // hlist_head holds one pointer
-      walk = walk_chain(*kernel_, first.value_or(Gva{}), f_->hash_node->offset, object_limit(*kernel_, f_->dentry_size),
-                        consider);
+      walk = walk_chain(*kernel_, first.value_or(Gva{}), 0, object_limit(*kernel_, f_->dentry_size),
+                        [&](Gva link) { return consider(link - f_->hash_node->offset); });
     } else {
       walk = walk_list(*kernel_, directory + f_->list->offset, object_limit(*kernel_, f_->dentry_size),
                        [&](Gva link) { return consider(link - f_->list_node->offset); });
