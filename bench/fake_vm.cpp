@@ -69,18 +69,18 @@ Result<std::unique_ptr<FakeVm>> FakeVm::start(Backend backend, std::uint64_t siz
     for (;;)
       ::pause();
   }
-  ::munmap(data, size);
-  std::unique_ptr<FakeVm> vm(new FakeVm(child, size));
+  std::unique_ptr<FakeVm> vm(new FakeVm(child, ram, size));
   vm->root_ = {.table = Gpa{top}, .levels = 4};
   TRY_ASSIGN(const auto process, qemu::Process::open(child));
-  TRY_ASSIGN(vm->memory_, qemu::QemuMemory::open(
-                              process, {{Gpa{0}, size, Hva{reinterpret_cast<std::uint64_t>(ram)}, "ram"}}));
+  TRY_ASSIGN(vm->memory_,
+             qemu::QemuMemory::open(process, {{Gpa{0}, size, Hva{reinterpret_cast<std::uint64_t>(ram)}, "ram"}}));
   return vm;
 }
 
 FakeVm::~FakeVm() {
   ::kill(child_, SIGKILL);
   ::waitpid(child_, nullptr, 0);
+  ::munmap(own_view_, size_);
 }
 
 } // namespace lararium::bench

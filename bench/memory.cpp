@@ -7,8 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <vector>
 
 namespace {
@@ -33,22 +31,6 @@ FakeVm &vm(Backend backend) {
   return backend == Backend::shared ? *shared : *anonymous;
 }
 
-// This process' own memory, made of the same kind of pages as a guest's RAM.
-const std::byte *own_memory(Backend backend) {
-  static const auto make = [](int flags, int file) {
-    if (file >= 0 && ::ftruncate(file, walked) != 0)
-      std::exit(1);
-    void *data = ::mmap(nullptr, walked, PROT_READ | PROT_WRITE, flags, file, 0);
-    if (data == MAP_FAILED)
-      std::exit(1);
-    std::memset(data, 0x5a, walked);
-    return static_cast<const std::byte *>(data);
-  };
-  static const auto *const shared = make(MAP_SHARED, ::memfd_create("own", MFD_CLOEXEC));
-  static const auto *const anonymous = make(MAP_PRIVATE | MAP_ANONYMOUS, -1);
-  return backend == Backend::shared ? shared : anonymous;
-}
-
 // Calls `read(offset, out)` for one block of state.range(0) bytes after the other.
 template <class Read> void read_blocks(benchmark::State &state, Read &&read) {
   std::vector<std::byte> out(static_cast<std::size_t>(state.range(0)), std::byte{1});
@@ -63,7 +45,7 @@ template <class Read> void read_blocks(benchmark::State &state, Read &&read) {
 }
 
 void bulk_memcpy(benchmark::State &state, Backend backend) {
-  const std::byte *source = own_memory(backend);
+  const std::byte *source = vm(backend).own_view();
   read_blocks(state, [&](std::uint64_t at, std::span<std::byte> out) {
     std::memcpy(out.data(), source + at, out.size());
     return true;
@@ -92,7 +74,8 @@ template <class Read> void read_words(benchmark::State &state, Read &&read) {
   std::uint64_t page = 0, sum = 0;
   for (auto _ : state) {
     std::uint64_t word = 0;
-    if (!read(page * page_size + 128, word))
+    // Not at one offset in every page: those would share a few lines of the processor's caches.
+    if (!read(page * page_size + page * 192 % page_size, word))
       return state.SkipWithError("the read failed");
     sum += word;
     page = (page + stride) % pages;
@@ -101,7 +84,7 @@ template <class Read> void read_words(benchmark::State &state, Read &&read) {
 }
 
 void word_memcpy(benchmark::State &state) {
-  const std::byte *source = own_memory(Backend::shared);
+  const std::byte *source = vm(Backend::shared).own_view();
   read_words(state, [&](std::uint64_t at, std::uint64_t &word) {
     std::memcpy(&word, source + at, sizeof word);
     benchmark::DoNotOptimize(word);
@@ -111,9 +94,8 @@ void word_memcpy(benchmark::State &state) {
 
 void word_physical(benchmark::State &state, Backend backend) {
   const auto &memory = vm(backend).memory();
-  read_words(state, [&](std::uint64_t at, std::uint64_t &word) {
-    return memory.read(Gpa{at}, writable_bytes_of(word));
-  });
+  read_words(state,
+             [&](std::uint64_t at, std::uint64_t &word) { return memory.read(Gpa{at}, writable_bytes_of(word)); });
 }
 
 void word_virtual(benchmark::State &state, Backend backend) {
