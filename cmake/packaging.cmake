@@ -34,8 +34,8 @@ set(CPACK_PACKAGE_CONTACT "The Lararium developers <developers@lararium.example>
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "see inside running QEMU/KVM virtual machines from outside")
 set(CPACK_DEBIAN_PACKAGE_DESCRIPTION
     "Lararium attaches to a virtual machine that is already running under QEMU, or\n\
- opens a dump of one, and shows its processes, modules, files, sockets and\n\
- more. It needs no agent in the guest, no changes to QEMU and no symbol files.")
+opens a dump of one, and shows its processes, modules, files, sockets and\n\
+more. It needs no agent in the guest, no changes to QEMU and no symbol files.")
 set(CPACK_DEBIAN_PACKAGE_SECTION admin)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)

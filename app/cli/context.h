@@ -54,6 +54,8 @@ public:
   // Its operating system; attached at the first call.
   [[nodiscard]] Result<OperatingSystem *> guest();
   [[nodiscard]] Result<Guest *> attached_guest();
+  // A live VM that was opened and has ended since.
+  [[nodiscard]] bool target_is_gone() const { return target_ && target_->liveness && !target_->liveness->alive(); }
   [[nodiscard]] bool paused() const { return pause_.has_value(); }
   // Lets a paused guest go on before what is left to do here.
   [[nodiscard]] Result<void> release_pause();

@@ -93,6 +93,9 @@ int run_program(std::span<const char *const> words, const HostFactory &make_host
   const std::unique_ptr<Host> host = make_host();
   Context context(*host, out, err, options, invocation->vm);
   auto result = invocation->command->run(context);
+  // What could not be read, because there was nothing left to read, is no fault of an address.
+  if (!result && context.target_is_gone() && !is_reader_went_away(result.error()))
+    result = fail(ErrorCode::gone, "the VM ended while it was read");
   if (auto released = context.release_pause(); result && !released)
     result = std::unexpected(released.error());
   return finish(std::move(result), context.vm_name(), options.json, out, err);

@@ -18,6 +18,8 @@ template <class List, class Name> const auto *find_named(const List &list, const
 } // namespace
 
 Result<TopSampler::Look> TopSampler::look() {
+  if (target_.liveness && !target_.liveness->alive())
+    return fail(ErrorCode::gone, "the VM ended");
   Look now;
   now.time = Clock::now();
   if (target_.statistics) {

@@ -12,6 +12,8 @@ void write_file(JsonWriter &json, const OpenFile &file) {
   json.text_or_null("path", file.path);
   json.text_or_null("type", file.type);
   json.text_or_null("access", file.access);
+  const bool is_device = file.type == "character" || file.type == "block";
+  json.text_or_null("special_device", is_device ? fmt::format("{}:{}", file.special_major, file.special_minor) : "");
   json.member("flags", file.flags)
       .member("close_on_exec", file.close_on_exec)
       .member("position", file.position)

@@ -2,6 +2,7 @@
 #include "../table.h"
 #include "../text.h"
 
+#include <algorithm>
 #include <fmt/format.h>
 
 namespace lararium::cli {
@@ -19,7 +20,24 @@ void write_mount(JsonWriter &json, const Mount &mount) {
       .text_or_null("source", mount.source)
       .text_or_null("options", mount.options)
       .text_or_null("super_options", mount.super_options)
+      .text_or_null("propagation", mount.propagation)
       .end_object();
+}
+
+// The file system's own options, without those that the mount has too ("rw").
+void append_new_options(std::string &out, const Mount &mount) {
+  const std::string known = ',' + mount.options + ',';
+  std::string_view rest = mount.super_options;
+  bool first = mount.options.empty();
+  while (!rest.empty()) {
+    const std::string option(rest.substr(0, rest.find(',')));
+    rest.remove_prefix(std::min(rest.size(), option.size() + 1));
+    if (known.find(',' + option + ',') != known.npos)
+      continue;
+    out += first ? "" : ",";
+    append_visible(out, option);
+    first = false;
+  }
 }
 
 class Mounts final : public Command {
@@ -41,9 +59,7 @@ public:
       table.guest(mount.root == "/" ? "" : mount.root);
       std::string &cell = table.begin_cell();
       append_visible(cell, mount.options);
-      if (!mount.super_options.empty() && !mount.options.empty())
-        cell += ',';
-      append_visible(cell, mount.super_options);
+      append_new_options(cell, mount);
       table.end_cell();
     }
     TRY(table.print(context.out, !wide_));
