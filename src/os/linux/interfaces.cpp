@@ -1,5 +1,6 @@
 #include "interfaces.h"
 
+#include "lararium/symbols/btf.h"
 #include "namespaces_net.h"
 
 #include <algorithm>
@@ -31,6 +32,62 @@ std::string kind_of_type(std::uint64_t type) {
   return "type" + std::to_string(type);
 }
 
+// The types of a module, of its own BTF; null where there is none: modules carry it since 5.11 (36e68442d1af).
+std::shared_ptr<const Types> module_types(const Kernel &kernel, std::string_view wanted) {
+  constexpr std::size_t module_limit = 65536;
+  constexpr std::uint64_t size_limit = 16 << 20;
+  const auto head = kernel.symbol("btf_modules");
+  const Types &types = kernel.types();
+  const auto list = types.field("btf_module", "list"), btf = types.field("btf_module", "btf"),
+             data = types.field("btf", "data"), size = types.field("btf", "data_size"),
+             name = types.field("btf", "name");
+  if (!head || !list || !btf || !data || !size || !name)
+    return nullptr;
+  std::shared_ptr<const Types> found;
+  walk_list(kernel, *head, module_limit, [&](Gva node) {
+    const auto object = kernel.read_pointer(node - list->offset, *btf);
+    if (!object || read_text(kernel, *object + name->offset, name->size) != wanted)
+      return true;
+    const auto address = kernel.read_pointer(*object, *data);
+    const auto length = kernel.read_field(*object, *size);
+    if (!address || !length || *length > size_limit)
+      return false;
+    std::vector<std::byte> bytes(*length);
+    if (!kernel.space().read(*address, bytes))
+      return false;
+    const auto &profile = kernel.shared_profile();
+    if (auto parsed = parse_split_btf(bytes, std::shared_ptr<const Types>(profile, &profile->types()), profile->btf()))
+      found = std::move(*parsed);
+    return false;
+  });
+  return found;
+}
+
+// struct virtnet_info, which is in the module's own types.
+struct VirtioLayout {
+  FieldLocation queue_pairs, senders, receivers, sent_bytes, sent_packets, received_bytes, received_packets;
+  std::uint64_t sender_size = 0, receiver_size = 0;
+
+  static Result<VirtioLayout> resolve(const Kernel &kernel) {
+    VirtioLayout f;
+    const auto types = module_types(kernel, "virtio_net");
+    if (!types)
+      return fail(ErrorCode::no_types, "the module virtio_net carries no types");
+    LayoutResolver layout(*types);
+    f.queue_pairs = layout.require("virtnet_info", "max_queue_pairs");
+    f.senders = layout.require("virtnet_info", "sq");
+    f.receivers = layout.require("virtnet_info", "rq");
+    f.sent_bytes = layout.require("send_queue", "stats.bytes");
+    f.sent_packets = layout.require("send_queue", "stats.packets");
+    f.received_bytes = layout.require("receive_queue", "stats.bytes");
+    f.received_packets = layout.require("receive_queue", "stats.packets");
+    f.sender_size = layout.require_size("send_queue");
+    f.receiver_size = layout.require_size("receive_queue");
+    TRY(layout.check());
+    return f;
+  }
+};
+
 struct InterfaceLayout {
   FieldLocation name, index, address, address_length, flags, promiscuity, operstate, state, mtu, type;
   FieldLocation link_operations, kind, inet, inet6, first_inet, next_inet, local_inet, prefix_inet;
@@ -47,6 +104,7 @@ struct InterfaceLayout {
   std::optional<FieldLocation> light_packets, light_bytes, per_cpu, per_cpu_kind, operations, get_stats;
   std::optional<std::int64_t> kind_light, kind_software, kind_dedicated;
   std::uint64_t private_offset = 0;
+  std::optional<FieldLocation> parent_device, device_driver, driver_name;
 
   static Result<InterfaceLayout> resolve(const Kernel &kernel) {
     LayoutResolver layout(kernel.types());
@@ -116,6 +174,9 @@ struct InterfaceLayout {
       f.private_offset = flexible->offset;
     else if (const auto size = kernel.types().size_of("net_device"))
       f.private_offset = (*size + 31) & ~std::uint64_t{31};
+    f.parent_device = layout.optional("net_device", "dev.parent");
+    f.device_driver = layout.optional("device", "driver");
+    f.driver_name = layout.optional("device_driver", "name");
     TRY(layout.check());
     return f;
   }
@@ -131,7 +192,7 @@ public:
       : kernel_(kernel), f_(f), loopback_stats_(kernel.symbol("loopback_get_stats64")),
         software_stats_(kernel.symbol("dev_get_tstats64")) {}
 
-  [[nodiscard]] NetworkInterface read(Gva device, const NetNamespace &space) const {
+  [[nodiscard]] NetworkInterface read(Gva device, const NetNamespace &space, ViewStatus &status) const {
     NetworkInterface i;
     i.device = device;
     i.net_namespace = space.inum;
@@ -145,7 +206,10 @@ public:
     read_addresses(i);
     i.master = master_of(device);
     i.xdp = has_xdp(device);
-    const Counts counts = counts_of(device, link_kind);
+    Counts counts = counts_of(device, link_kind);
+    if (driver_of(device) == "virtio_net" && !add_virtio_counts(device, counts))
+      status.warn("the counters of " + i.name +
+                  " are not known: its driver keeps them, and the guest has no types of that driver");
     i.received_bytes = counts.received_bytes;
     i.received_packets = counts.received_packets;
     i.sent_bytes = counts.sent_bytes;
@@ -349,6 +413,37 @@ private:
     return sum;
   }
 
+  [[nodiscard]] std::string driver_of(Gva device) const {
+    if (!f_.parent_device || !f_.device_driver || !f_.driver_name)
+      return {};
+    const Gva parent = pointer(device, *f_.parent_device);
+    const Gva driver = parent ? pointer(parent, *f_.device_driver) : Gva{};
+    const Gva name = driver ? pointer(driver, *f_.driver_name) : Gva{};
+    return name ? kernel_.space().read_c_string(name, 64).value_or("") : std::string();
+  }
+
+  // virtio_net counts in its queues. False when it cannot be read.
+  [[nodiscard]] bool add_virtio_counts(Gva device, Counts &sum) const {
+    const auto layout = kernel_.layout<VirtioLayout>();
+    if (!layout)
+      return false;
+    const VirtioLayout &v = **layout;
+    const Gva own = device + f_.private_offset;
+    const Gva senders = pointer(own, v.senders), receivers = pointer(own, v.receivers);
+    constexpr std::uint64_t pair_limit = 0x8000; // VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MAX
+    const auto pairs = number(own, v.queue_pairs);
+    if (!senders || !receivers || pairs > pair_limit)
+      return false;
+    for (std::uint64_t i = 0; i < pairs; ++i) {
+      const Gva sender = senders + i * v.sender_size, receiver = receivers + i * v.receiver_size;
+      sum.sent_bytes += number(sender, v.sent_bytes);
+      sum.sent_packets += number(sender, v.sent_packets);
+      sum.received_bytes += number(receiver, v.received_bytes);
+      sum.received_packets += number(receiver, v.received_packets);
+    }
+    return true;
+  }
+
   const Kernel &kernel_;
   const InterfaceLayout &f_;
   std::optional<Gva> loopback_stats_, software_stats_;
@@ -364,7 +459,7 @@ Result<View<NetworkInterface>> read_interfaces(const Kernel &kernel) {
   const InterfaceReader reader(kernel, *f);
   for (const auto &space : spaces)
     TRY(for_each_net_device(kernel, space, view.status, [&](Gva device) {
-      view.items.push_back(reader.read(device, space));
+      view.items.push_back(reader.read(device, space, view.status));
       view.status.truncated |= view.items.size() >= interface_limit;
       return view.items.size() < interface_limit;
     }));
