@@ -9,7 +9,8 @@ add_library(lararium_options INTERFACE)
 target_include_directories(lararium_options INTERFACE ${CMAKE_SOURCE_DIR}/include)
 target_compile_options(lararium_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
                        -Wno-sign-conversion -Wnon-virtual-dtor -Woverloaded-virtual -Werror=return-type
-                       -Wno-restrict) # GCC 12 sees overlaps in std::string that are not there (its bug 105329)
+                       # GCC 12 sees overlaps in std::string that are not there (its bug 105329)
+                       $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
 if(LARARIUM_SANITIZE)
   target_compile_options(lararium_options INTERFACE -fsanitize=${LARARIUM_SANITIZE} -fno-omit-frame-pointer
                          -fno-sanitize-recover=all)
