@@ -51,6 +51,7 @@ VmListing listing_of(qemu::VmSummary vm) {
 WriteOptions write_options(const CoreOptions &options) {
   WriteOptions converted;
   converted.overwrite = options.overwrite;
+  converted.stored_limit = options.stored_limit;
   if (options.progress)
     converted.progress = [&options](const WriteProgress &progress) {
       return options.progress({progress.done, progress.total});
@@ -59,7 +60,7 @@ WriteOptions write_options(const CoreOptions &options) {
 }
 
 CoreSummary summary_of(const WriteSummary &summary) {
-  return {summary.source_bytes, summary.stored_bytes, summary.unreadable_bytes};
+  return {summary.source_bytes, summary.stored_bytes, summary.unreadable_bytes, {}};
 }
 
 // The kernel's image and its map of all physical memory, so that debuggers can follow the kernel's pointers.
@@ -137,13 +138,16 @@ public:
   Result<CoreSummary> write_process_core(OperatingSystem &system, std::int32_t pid, const std::string &path,
                                          const CoreOptions &options) override {
     TRY_ASSIGN(ProcessImage image, system.process_image(pid));
+    const ViewStatus status = std::move(image.status);
     const ProcessCore core = process_core_of(std::move(image));
     const ProcessPages pages(system, core);
     TRY_ASSIGN(const WriteSummary summary,
                lararium::write_process_core(
                    core, [&pages](Gva page, std::span<std::byte> out) { return pages.read(page, out); }, path,
                    write_options(options)));
-    return summary_of(summary);
+    CoreSummary result = summary_of(summary);
+    result.status = status;
+    return result;
   }
 
   Result<void> export_isf(const Profile &profile, const std::string &path) override {

@@ -48,10 +48,12 @@ struct CoreProgress {
 struct CoreOptions {
   bool overwrite = false;
   std::function<bool(const CoreProgress &)> progress; // false stops the writing
+  std::uint64_t stored_limit = UINT64_MAX;            // a larger file is an error
 };
 
 struct CoreSummary {
   std::uint64_t source_bytes = 0, stored_bytes = 0, unreadable_bytes = 0;
+  ViewStatus status; // of what was read of a process
 };
 
 class Host {

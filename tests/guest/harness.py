@@ -7,6 +7,7 @@ A test program takes its kernel from $LARARIUM_KERNEL and Lararium's binary from
 Exit codes: 0 all passed, 1 something failed, 77 it cannot run on this machine (the reason is printed).
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -16,11 +17,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from lab import qemu  # noqa: E402
 from lab.errors import Skip  # noqa: E402
 from lab.guest import Guest  # noqa: E402
 
@@ -48,6 +51,30 @@ def run_lararium(*arguments, timeout=60, cache=None, check=True):
     if check and completed.returncode:
         raise LarariumError(arguments, completed)
     return completed
+
+
+@contextlib.contextmanager
+def bare_qemu(*arguments, memory="64M"):
+    """A VM that boots nothing: it stays in its firmware. Gives the process, with `qmp`, its monitor's path."""
+    with tempfile.TemporaryDirectory(prefix="lararium-qemu-", ignore_cleanup_errors=True) as folder:
+        found = qemu.find("7.2")
+        firmware = [word for path in found.firmware for word in ("-L", path)]
+        path = pathlib.Path(folder, "qmp.sock")
+        process = subprocess.Popen(
+            [found.binary, *firmware, "-machine", "q35", "-accel", "tcg", "-m", memory, "-display", "none", "-nic", "none",
+             "-serial", "none", "-monitor", "none", "-qmp", f"unix:{path},server=on,wait=off", *arguments],
+            stdin=subprocess.DEVNULL, env={**os.environ, **found.environment})
+        process.qmp = path
+        try:
+            deadline = time.monotonic() + 30
+            while not path.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError("QEMU does not start")
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def bytes_of(text):

@@ -18,20 +18,24 @@ public:
   Result<void> run(Context &context) override {
     if (file_.empty())
       return fail(ErrorCode::usage, "say where to: -o FILE");
+    TRY_ASSIGN(Target *const target, context.target());
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
+    // A process may have a page in several places; page tables that point to themselves show 128 TiB.
+    const std::uint64_t stored_limit = 2 * target->memory->total_size();
     const SignalGuard guard;
     Result<CoreSummary> summary;
     {
       ProgressBar bar(context, "core");
       summary = context.host.write_process_core(
           *guest, pid_, file_,
-          {force_, [&](const CoreProgress &progress) { return bar.update(progress.done, progress.total); }});
+          {force_, [&](const CoreProgress &progress) { return bar.update(progress.done, progress.total); },
+           stored_limit});
     }
     TRY(context.release_pause());
     if (!summary)
       return std::unexpected(summary.error());
     if (context.options.json) {
-      JsonWriter json = context.begin_document("procmem", nullptr);
+      JsonWriter json = context.begin_document("procmem", &summary->status);
       json.key("item")
           .begin_object()
           .member("pid", pid_)
@@ -41,6 +45,7 @@ public:
           .end_object();
       return context.end_document(json);
     }
+    context.notes_of(summary->status);
     context.note(fmt::format("{}: {} of memory; {} were not in the guest's memory", visible(file_),
                              long_bytes(summary->stored_bytes), long_bytes(summary->unreadable_bytes)));
     return {};

@@ -28,6 +28,7 @@ public:
     if (context.options.json)
       json = context.begin_document("symbols", nullptr).key("items").begin_array();
     Result<void> written;
+    ViewStatus status;
     const auto show = [&](const KernelSymbol &symbol, std::optional<std::uint64_t> distance) {
       if (context.options.json)
         write_symbol(json, symbol, distance);
@@ -37,7 +38,7 @@ public:
       return written.has_value();
     };
     if (wanted_.empty()) {
-      guest->for_each_symbol([&](const KernelSymbol &symbol) {
+      status = guest->for_each_symbol([&](const KernelSymbol &symbol) {
         return (filter_ && !matches_glob(*filter_, symbol.name)) || show(symbol, std::nullopt);
       });
       TRY(written);
@@ -58,8 +59,11 @@ public:
     }
     if (context.options.json) {
       json.end_array();
+      json.key("status"); // behind the items: it is known only after them, and they are many
+      write_status(json, status, context.paused());
       return context.end_document(json);
     }
+    context.notes_of(status);
     return {};
   }
 

@@ -23,9 +23,14 @@ Result<View<std::string>> read_environment(const Kernel &kernel, std::int32_t pi
   TRY(layout.check());
   for (const Gva task : groups.front().tasks) {
     const auto mm = kernel.read_pointer(task, mm_member);
-    const auto root = mm && *mm ? user_page_table(kernel, task) : std::nullopt;
-    if (!root)
+    if (!mm || !*mm)
       continue;
+    const auto root = user_page_table(kernel, task);
+    if (!root) {
+      view.status.raced = true;
+      view.status.warn(fmt::format("the memory of process {} leads out of readable kernel memory", pid));
+      continue;
+    }
     const auto begin = kernel.read_pointer(*mm, begin_member);
     const auto end = kernel.read_pointer(*mm, end_member);
     if (!begin || !end || *end <= *begin)

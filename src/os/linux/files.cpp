@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t attempts = 4;
 constexpr std::size_t item_limit = 4 << 20;
+constexpr std::size_t unreadable_limit = 4096; // descriptors that lead to no file: a few are races, many are lies
 constexpr std::uint32_t o_access_mode = 3, o_close_on_exec = 02000000, o_path = 010000000; // uapi/asm-generic/fcntl.h
 
 std::string type_of(std::uint32_t mode, std::string_view filesystem) {
@@ -98,6 +99,7 @@ Result<View<OpenFile>> read_open_files(const Kernel &kernel, std::optional<std::
   TRY_ASSIGN(const auto paths, PathResolver::create(kernel));
   FileReader reader(kernel, *layout, paths);
   const std::size_t limit = std::min(item_limit, object_limit(kernel, layout->file_size));
+  std::size_t text_left = view_text_limit(kernel), unreadable_left = unreadable_limit;
 
   for (const TaskGroup &group : groups) {
     // A leader that ended has no table while its other threads go on.
@@ -108,12 +110,13 @@ Result<View<OpenFile>> read_open_files(const Kernel &kernel, std::optional<std::
     const std::size_t first_item = view.items.size();
     std::string unreadable;
     bool consistent = false;
+    WalkResult walk;
     for (std::size_t attempt = 0; attempt < attempts && !consistent; ++attempt) {
       view.status.retries += attempt != 0;
       view.items.resize(first_item);
       unreadable.clear();
       std::vector<FileDescriptor> before, after;
-      auto walk = tables.for_each(*holder, [&](const FileDescriptor &descriptor) {
+      walk = tables.for_each(*holder, [&](const FileDescriptor &descriptor) {
         before.push_back(descriptor);
         if (auto file = reader.read(descriptor.file)) {
           file->pid = group.pid;
@@ -122,12 +125,16 @@ Result<View<OpenFile>> read_open_files(const Kernel &kernel, std::optional<std::
           file->close_on_exec = descriptor.close_on_exec;
           if (descriptor.close_on_exec)
             file->flags |= o_close_on_exec; // as /proc/PID/fdinfo has it
+          text_left -= std::min(text_left, file->path.size() + sizeof(OpenFile));
           view.items.push_back(*std::move(file));
-        } else if (unreadable.empty()) {
-          unreadable =
-              fmt::format("descriptor {} of process {} leads to what is no file", descriptor.number, group.pid);
+        } else {
+          if (unreadable.empty())
+            unreadable =
+                fmt::format("descriptor {} of process {} leads to what is no file", descriptor.number, group.pid);
+          if (--unreadable_left == 0)
+            return false;
         }
-        return view.items.size() < limit;
+        return before.size() < limit && view.items.size() < limit && text_left != 0;
       });
       if (walk.end == WalkEnd::stopped || walk.end == WalkEnd::limit) {
         view.status.truncated = true;
@@ -152,6 +159,8 @@ Result<View<OpenFile>> read_open_files(const Kernel &kernel, std::optional<std::
       view.status.raced = true;
       if (!unreadable.empty())
         view.status.warn(unreadable);
+      else if (!walk.consistent())
+        view.status.warn(describe(walk, fmt::format("the table of descriptors of process {}", group.pid)));
     }
   }
   return view;

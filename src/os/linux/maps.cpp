@@ -238,7 +238,7 @@ Result<View<MemoryRegion>> read_memory_regions(const Kernel &kernel, std::int32_
   TRY_ASSIGN(const auto groups, list_task_groups(kernel, pid, view.status));
   TRY_ASSIGN(const auto reader, AreaReader::create(kernel));
   const auto mm_member = kernel.types().field("task_struct", "mm");
-  const auto mm = mm_member ? groups.front().first(kernel, *mm_member) : std::nullopt;
+  const auto mm = mm_member ? groups.front().first(kernel, *mm_member, view.status, "memory") : std::nullopt;
   if (!mm)
     return view; // a kernel thread or a process that ended
   // An area may be freed, and its memory used again, between the walk and this second look: what is then read of it

@@ -173,13 +173,14 @@ Result<View<KernelModule>> read_modules(const Kernel &kernel) {
   return view;
 }
 
-void for_each_module_symbol(const Kernel &kernel, const std::function<bool(const KernelSymbol &)> &visitor) {
+ViewStatus for_each_module_symbol(const Kernel &kernel, const std::function<bool(const KernelSymbol &)> &visitor) {
+  ViewStatus status;
   const auto resolved = kernel.layout<ModuleLayout>();
   if (!resolved)
-    return;
+    return status;
   const ModuleLayout *layout = *resolved;
   if (!layout->kallsyms || !layout->symtab || !layout->symbol_count || !layout->strtab)
-    return;
+    return status;
   struct ElfSymbol { // Elf64_Sym
     std::uint32_t name;
     std::uint8_t info, other;
@@ -194,20 +195,38 @@ void for_each_module_symbol(const Kernel &kernel, const std::function<bool(const
     const auto symtab = kernel.read_pointer(*kallsyms, *layout->symtab);
     const auto strtab = kernel.read_pointer(*kallsyms, *layout->strtab);
     const auto typetab = layout->typetab ? kernel.read_pointer(*kallsyms, *layout->typetab) : std::nullopt;
-    const auto count = std::min<std::size_t>(kernel.read_field(*kallsyms, *layout->symbol_count).value_or(0), budget);
-    if (!symtab || !strtab)
-      return true;
+    const std::size_t claimed = kernel.read_field(*kallsyms, *layout->symbol_count).value_or(0);
+    const std::size_t count = std::min(claimed, budget);
     KernelSymbol symbol;
     symbol.module = kernel.space().read_c_string(module + layout->name.offset, layout->name.size).value_or("?");
+    const auto incomplete = [&] {
+      status.raced = true;
+      status.warn(fmt::format("the symbols of module {} are not all in the kernel's memory", symbol.module));
+    };
+    if (!symtab || !strtab) {
+      incomplete();
+      return true;
+    }
+    if (claimed > budget) {
+      status.truncated = true;
+      status.warn(fmt::format("module {} claims to have {} symbols", symbol.module, claimed));
+    }
     for (std::size_t i = 1; i < count; ++i) { // the first is the empty symbol of every ELF table
       const auto entry = kernel.read<ElfSymbol>(*symtab + i * sizeof(ElfSymbol));
-      if (!entry)
+      if (!entry) {
+        incomplete();
         break;
+      }
       --budget;
       if (entry->section == 0)
         continue;
       symbol.address = Gva{entry->value};
-      symbol.name = kernel.space().read_c_string(*strtab + entry->name, 512).value_or("");
+      const auto name = kernel.space().read_c_string(*strtab + entry->name, 512);
+      if (!name) {
+        incomplete();
+        break;
+      }
+      symbol.name = *name;
       // Where there is no table of letters (before 5.2) the letter stands in st_size or st_info; it is not worth
       // guessing.
       symbol.type = typetab ? static_cast<char>(kernel.read<std::uint8_t>(*typetab + i).value_or('?')) : '?';
@@ -216,7 +235,12 @@ void for_each_module_symbol(const Kernel &kernel, const std::function<bool(const
     }
     return budget > 0;
   });
-  static_cast<void>(walk);
+  if (walk && !walk->consistent()) {
+    status.raced = true;
+    if (walk->end != WalkEnd::complete)
+      status.warn(fmt::format("the list of modules does not end well at {:#x}", walk->at.value));
+  }
+  return status;
 }
 
 } // namespace lararium::linux_guest

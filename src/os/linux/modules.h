@@ -11,6 +11,6 @@ namespace lararium::linux_guest {
 [[nodiscard]] Result<View<KernelModule>> read_modules(const Kernel &kernel);
 
 // The symbols of all modules as their own kallsyms hold them. The visitor returns false to stop.
-void for_each_module_symbol(const Kernel &kernel, const std::function<bool(const KernelSymbol &)> &visitor);
+ViewStatus for_each_module_symbol(const Kernel &kernel, const std::function<bool(const KernelSymbol &)> &visitor);
 
 } // namespace lararium::linux_guest

@@ -189,7 +189,7 @@ std::vector<std::byte> auxiliary_vector(const Kernel &kernel, Gva mm) {
 
 Result<ProcessImage> read_process_image(const Kernel &kernel, std::int32_t pid, std::span<const VcpuRegisters> vcpus) {
   ProcessImage image;
-  ViewStatus status;
+  ViewStatus &status = image.status;
   TRY_ASSIGN(const auto groups, list_task_groups(kernel, pid, status));
   const std::int32_t leader = groups.front().pid;
   ProcessQuery query;
@@ -199,8 +199,12 @@ Result<ProcessImage> read_process_image(const Kernel &kernel, std::int32_t pid, 
   image.process = std::move(processes.items.front());
   TRY_ASSIGN(auto regions, read_memory_regions(kernel, leader));
   image.regions = std::move(regions.items);
+  status.raced |= regions.status.raced;
+  status.truncated |= regions.status.truncated;
+  for (std::string &warning : regions.status.warnings)
+    status.warn(std::move(warning));
   if (const auto member = kernel.types().field("task_struct", "mm"))
-    if (const auto mm = groups.front().first(kernel, *member))
+    if (const auto mm = groups.front().first(kernel, *member, status, "memory"))
       image.auxiliary_vector = auxiliary_vector(kernel, *mm);
   TRY_ASSIGN(const RegisterLayout *layout, kernel.layout<RegisterLayout>());
   const RegisterReader reader(kernel, *layout, vcpus);

@@ -189,7 +189,7 @@ private:
     const auto mm_member = kernel_.types().field("task_struct", "mm");
     std::unordered_set<std::uint64_t> seen;
     for (const TaskGroup &group : groups) {
-      const auto mm = mm_member ? group.first(kernel_, *mm_member) : std::nullopt;
+      const auto mm = mm_member ? group.first(kernel_, *mm_member, status, "memory") : std::nullopt;
       if (!mm || !seen.insert(mm->value).second)
         continue;
       for (const Gva area : areas.areas(*mm, status)) {

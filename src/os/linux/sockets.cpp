@@ -210,6 +210,18 @@ public:
 private:
   static constexpr std::uint64_t no_slot = UINT64_MAX;
 
+  // Each socket hangs on a few chains, and each bucket has one; when all buckets of crafted tables name the same long
+  // chain, the walks end all the same.
+  bool take_step() {
+    if (steps_left_ == 0)
+      return false;
+    if (--steps_left_ == 0) {
+      status_.truncated = true;
+      status_.warn("the tables of sockets hold more than fits into memory");
+    }
+    return steps_left_ != 0;
+  }
+
   // One chain of sockets that are linked by a member at `node` of struct sock. `slot`: the number with which an
   // hlist_nulls chain must end; a socket that was freed and used anew while we stood on it leads into another chain.
   void walk_socket_chain(Gva first, std::uint64_t node, std::uint64_t slot, std::string_view what) {
@@ -218,6 +230,8 @@ private:
       const auto walk = walk_chain(kernel_, first, 0, socket_limit, [&](Gva link) {
         last = link;
         const Gva sock = link - node;
+        if (!take_step())
+          return false;
         if (f_.references && kernel_.read_field(sock, *f_.references).value_or(0) == 0)
           return true; // on its way out
         if (Found *found = set_.add(sock))
@@ -229,7 +243,7 @@ private:
         const auto end = kernel_.read_pointer(last);
         consistent = !end || (end->value & 1) == 0 || end->value >> 1 == slot;
       }
-      if (consistent)
+      if (consistent || steps_left_ == 0)
         return;
       if (attempt + 1 == chain_attempts) {
         status_.raced = true;
@@ -263,7 +277,7 @@ private:
         const Gva first{load<std::uint64_t>(part, i * stride + head).value_or(0)};
         if (first && (first.value & 1) == 0)
           walk_socket_chain(first, node, numbered ? base + i : no_slot, what);
-        if (set_.full())
+        if (set_.full() || steps_left_ == 0)
           return;
       }
     }
@@ -406,6 +420,7 @@ private:
   const std::vector<NetNamespace> &spaces_;
   SocketSet &set_;
   ViewStatus &status_;
+  std::size_t steps_left_ = (1 << 20) + kernel_.memory().total_size() / 128;
 };
 
 // Describes one socket as /proc/net and ss do.

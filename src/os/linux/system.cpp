@@ -56,15 +56,15 @@ Result<View<NetworkInterface>> LinuxSystem::interfaces() { return read_interface
 Result<View<LogRecord>> LinuxSystem::kernel_log() { return read_kernel_log(*kernel_); }
 Result<BpfView> LinuxSystem::bpf() { return read_bpf(*kernel_); }
 
-void LinuxSystem::for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) {
+ViewStatus LinuxSystem::for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) {
   const Profile &profile = kernel_->profile();
   for (std::size_t i = 0; i < profile.symbol_count(); ++i) {
     const ProfileSymbol symbol = profile.symbol_at(i);
     const Gva address = symbol.base == SymbolBase::image ? kernel_->location().base + symbol.value : Gva{symbol.value};
     if (!visitor({address, std::string(symbol.name), symbol.type, {}}))
-      return;
+      return {};
   }
-  for_each_module_symbol(*kernel_, visitor);
+  return for_each_module_symbol(*kernel_, visitor);
 }
 
 std::optional<KernelSymbol> LinuxSystem::find_symbol(std::string_view name) {

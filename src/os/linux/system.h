@@ -25,7 +25,7 @@ public:
   [[nodiscard]] Result<View<NetworkInterface>> interfaces() override;
   [[nodiscard]] Result<View<LogRecord>> kernel_log() override;
   [[nodiscard]] Result<BpfView> bpf() override;
-  void for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) override;
+  ViewStatus for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) override;
   [[nodiscard]] std::optional<KernelSymbol> find_symbol(std::string_view name) override;
   [[nodiscard]] std::optional<std::pair<KernelSymbol, std::uint64_t>> symbolize(Gva address) override;
   [[nodiscard]] std::size_t read_kernel(Gva address, std::span<std::byte> out) override;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <fmt/format.h>
 #include <unordered_map>
 
 namespace lararium::linux_guest {
@@ -13,6 +14,8 @@ namespace {
 constexpr std::size_t walk_attempts = 4;
 constexpr std::size_t pid_limit = 4 << 20; // PID_MAX_LIMIT on 64 bits
 constexpr std::size_t thread_limit = 1 << 20;
+constexpr std::uint64_t smallest_stack = 16 << 10;
+constexpr std::uint32_t group_count_limit = 65536; // NGROUPS_MAX
 constexpr std::size_t argument_bytes_limit = 32 << 10;
 constexpr std::size_t argument_count_limit = 4096;
 constexpr std::uint32_t pf_kthread = 0x00200000; // include/linux/sched.h, unchanged since 2.6.27
@@ -49,9 +52,9 @@ std::string describe_walk(const WalkResult &walk, std::string_view what) {
   return {};
 }
 
-// More tasks than fit into the guest's memory are a lie.
+// More tasks than fit into the guest's memory are a lie: each has a stack of its own, of 16 KiB (THREAD_SIZE).
 std::size_t task_limit(const Kernel &kernel, std::uint64_t task_size) {
-  return std::min<std::size_t>(pid_limit, kernel.memory().total_size() / std::max<std::uint64_t>(task_size, 1024) + 64);
+  return std::min<std::size_t>(pid_limit, kernel.memory().total_size() / (smallest_stack + task_size) + 64);
 }
 
 } // namespace
@@ -353,8 +356,9 @@ std::string terminal_name(std::string name) {
 class ProcessReader {
 public:
   ProcessReader(const Kernel &kernel, const ProcessLayout &layout, const ProcessQuery &query,
-                std::optional<PathResolver> paths)
-      : kernel_(kernel), f_(layout), query_(query), paths_(std::move(paths)), boot_time_(boot_time_ns(kernel)) {}
+                std::optional<PathResolver> paths, ViewStatus &status)
+      : kernel_(kernel), f_(layout), query_(query), paths_(std::move(paths)), boot_time_(boot_time_ns(kernel)),
+        status_(status), text_left_(view_text_limit(kernel)) {}
 
   Process read(const TaskEntry &entry) {
     Process p;
@@ -362,7 +366,7 @@ public:
     p.pid = entry.pid;
     p.tgid = entry.tgid;
     const Gva task = entry.task;
-    if (const auto parent = kernel_.read_pointer(task, f_.real_parent))
+    if (const auto parent = follow(p, task, f_.real_parent, "parent"))
       p.ppid = number<std::int32_t>(*parent, f_.tgid);
     p.comm = task_comm_at(task + f_.comm.offset, f_.comm.size);
     p.kernel_thread = (number<std::uint32_t>(task, f_.flags) & pf_kthread) != 0;
@@ -433,8 +437,8 @@ private:
   }
 
   void read_credentials(Process &p) {
-    const auto cred = kernel_.read_pointer(p.task, f_.real_cred);
-    if (!cred || !*cred)
+    const auto cred = follow(p, p.task, f_.real_cred, "credentials");
+    if (!cred)
       return;
     const auto id = [&](const FieldLocation &field) { return number<std::uint32_t>(*cred, field); };
     p.uid = {id(f_.uid), id(f_.euid), id(f_.suid), id(f_.fsuid)};
@@ -444,10 +448,13 @@ private:
                       f_.cap_ambient ? set(*f_.cap_ambient) : 0};
     if (const auto user_ns = kernel_.read_pointer(*cred, f_.user_ns))
       p.namespaces.user = number<std::uint32_t>(*user_ns, f_.inum_user);
-    const auto group_info = kernel_.read_pointer(*cred, f_.group_info);
+    const auto group_info = follow(p, *cred, f_.group_info, "groups");
     if (group_info && f_.groups_count && f_.groups) {
       std::array<std::uint32_t, 64> groups{};
-      const auto count = std::min<std::size_t>(number<std::uint32_t>(*group_info, f_.groups_count), groups.size());
+      const auto claimed = number<std::uint32_t>(*group_info, f_.groups_count);
+      if (claimed > group_count_limit)
+        contradiction(fmt::format("process {} claims to be in {} groups", p.pid, claimed));
+      const auto count = std::min<std::size_t>(claimed, groups.size());
       if (kernel_.space().read(*group_info + f_.groups->offset,
                                std::as_writable_bytes(std::span(groups)).first(4 * count)))
         p.groups.assign(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(count));
@@ -455,15 +462,15 @@ private:
   }
 
   void read_namespaces(Process &p) {
-    if (const auto pid = kernel_.read_pointer(p.task, f_.thread_pid); pid && *pid) {
+    if (const auto pid = follow(p, p.task, f_.thread_pid, "pid")) {
       const auto level = std::min<std::uint64_t>(number<std::uint32_t>(*pid, f_.pid_level), 32); // MAX_PID_NS_LEVEL
       const Gva own = *pid + f_.pid_numbers.offset + level * f_.upid_size;
       p.namespace_pid = number<std::int32_t>(own, f_.upid_number);
       if (const auto ns = kernel_.read_pointer(own, f_.upid_ns); ns && *ns)
         p.namespaces.pid = number<std::uint32_t>(*ns, f_.inum_pid);
     }
-    const auto proxy = f_.nsproxy ? kernel_.read_pointer(p.task, *f_.nsproxy) : std::nullopt;
-    if (!proxy || !*proxy)
+    const auto proxy = f_.nsproxy ? follow(p, p.task, *f_.nsproxy, "namespaces") : std::nullopt;
+    if (!proxy)
       return; // a zombie has none
     const auto inum = [&](const std::optional<FieldLocation> &member, const std::optional<FieldLocation> &field) {
       const auto ns = member ? kernel_.read_pointer(*proxy, *member) : std::nullopt;
@@ -478,8 +485,8 @@ private:
   }
 
   void read_group(Process &p) {
-    const auto signal = kernel_.read_pointer(p.task, f_.signal);
-    if (!signal || !*signal)
+    const auto signal = follow(p, p.task, f_.signal, "thread group");
+    if (!signal)
       return;
     p.thread_count = number<std::uint32_t>(*signal, f_.thread_count);
     const auto leader_number = [&](std::uint64_t index) {
@@ -495,8 +502,8 @@ private:
   }
 
   void read_memory(Process &p) {
-    const auto mm = kernel_.read_pointer(p.task, f_.mm);
-    if (!mm || !*mm)
+    const auto mm = follow(p, p.task, f_.mm, "memory");
+    if (!mm)
       return;
     if (query_.memory) {
       p.virtual_bytes = number<std::uint64_t>(*mm, f_.total_vm) * page_size;
@@ -505,13 +512,14 @@ private:
         pages += resident_pages(*mm + f_.rss.offset + counter * f_.rss_stride);
       p.rss_bytes = pages > 0 ? static_cast<std::uint64_t>(pages) * page_size : 0;
     }
-    if (query_.paths && paths_)
-      if (const auto file = kernel_.read_pointer(*mm, f_.exe_file); file && *file)
+    if (query_.paths && paths_ && text_left_ != 0)
+      if (const auto file = follow(p, *mm, f_.exe_file, "program"))
         if (auto path = paths_->resolve(*file + f_.file_path.offset)) {
           p.exe = std::move(path->text);
           p.exe_deleted = path->deleted;
+          take_text(p.exe.size());
         }
-    if (query_.arguments)
+    if (query_.arguments && text_left_ != 0)
       read_arguments(p, *mm);
   }
 
@@ -533,8 +541,10 @@ private:
     if (!pgd || !begin || !end || *end <= *begin)
       return;
     const auto root = page_table_of(kernel_, *pgd);
-    if (!root)
+    if (!root) {
+      contradiction(fmt::format("the page table of process {} leads out of readable kernel memory", p.pid));
       return;
+    }
     const std::uint64_t whole = *end - *begin;
     const std::size_t length = std::min<std::uint64_t>(whole, argument_bytes_limit);
     buffer_.resize(length);
@@ -547,19 +557,21 @@ private:
       at += argument.size() + 1;
     }
     p.arguments_truncated |= at < got;
+    take_text(got + p.arguments.size() * sizeof(std::string));
   }
 
   void read_paths(Process &p) {
     if (!paths_)
       return;
-    if (f_.cgroups && f_.default_cgroup && f_.cgroup_node)
-      if (const auto set = kernel_.read_pointer(p.task, *f_.cgroups); set && *set)
+    if (f_.cgroups && f_.default_cgroup && f_.cgroup_node && text_left_ != 0)
+      if (const auto set = follow(p, p.task, *f_.cgroups, "control group"))
         if (const auto cgroup = kernel_.read_pointer(*set, *f_.default_cgroup); cgroup && *cgroup) {
           auto &known = cgroup_paths_[cgroup->value]; // most processes share a few
           if (known.empty())
             if (const auto node = kernel_.read_pointer(*cgroup, *f_.cgroup_node); node && *node)
               known = paths_->kernfs_path(*node).value_or("");
           p.cgroup = known;
+          take_text(p.cgroup.size());
           p.container_id = container_id_of(p.cgroup);
         }
     if (query_.current_directory && f_.fs && f_.fs_pwd)
@@ -568,16 +580,48 @@ private:
           p.current_directory = std::move(path->text);
   }
 
+  // What a pointer leads to; nothing for null. One that leads out of the kernel's memory is a race, or a lie.
+  [[nodiscard]] std::optional<Gva> follow(const Process &p, Gva object, const FieldLocation &member,
+                                          std::string_view what) {
+    const auto target = kernel_.read_pointer(object, member);
+    if (!target || !*target)
+      return std::nullopt;
+    if (kernel_.is_kernel_address(*target) && kernel_.space().read<std::uint8_t>(*target))
+      return target;
+    contradiction(fmt::format("the {} of process {} leads out of readable kernel memory", what, p.pid));
+    return std::nullopt;
+  }
+  void contradiction(std::string sentence) {
+    status_.raced = true;
+    status_.warn(std::move(sentence));
+  }
+
+  // Crafted tasks can share one long text as often as they like, so that all texts together are bounded too.
+  void take_text(std::size_t bytes) {
+    text_left_ -= std::min(bytes, text_left_);
+    if (text_left_ != 0)
+      return;
+    status_.truncated = true;
+    status_.warn("the paths and arguments of all processes are longer than this guest can have; the rest is left out");
+  }
+
   const Kernel &kernel_;
   const ProcessLayout &f_;
   ProcessQuery query_;
   std::optional<PathResolver> paths_;
   std::optional<std::int64_t> boot_time_;
+  ViewStatus &status_;
+  std::size_t text_left_;
   std::vector<std::byte> buffer_;
   std::unordered_map<std::uint64_t, std::string> cgroup_paths_;
 };
 
 } // namespace
+
+std::size_t view_text_limit(const Kernel &kernel) {
+  constexpr std::uint64_t least = 32 << 20, most = 256 << 20;
+  return std::clamp<std::uint64_t>(kernel.memory().total_size() / 16, least, most);
+}
 
 std::string task_comm(const Kernel &kernel, Gva task) {
   const auto field = kernel.types().field("task_struct", "comm");
@@ -597,7 +641,7 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
   if (query.paths || query.current_directory) {
     TRY_ASSIGN(paths, PathResolver::create(kernel));
   }
-  ProcessReader reader(kernel, *layout, query, std::move(paths));
+  ProcessReader reader(kernel, *layout, query, std::move(paths), view.status);
 
   for (std::size_t i = 0; i < tasks.size();) {
     // The threads of a process follow each other; the leader is among them.

@@ -32,6 +32,10 @@ struct TaskEntry {
 // Wall clock minus the clock of task start times, in ns: add it to a time since boot.
 [[nodiscard]] std::optional<std::int64_t> boot_time_ns(const Kernel &kernel);
 
+// How many bytes the texts (paths, arguments) of one view may have together: far more than any real guest's, and in
+// proportion to its memory, since crafted structures can name one long text as often as they like.
+[[nodiscard]] std::size_t view_text_limit(const Kernel &kernel);
+
 // From a task's `comm`.
 [[nodiscard]] std::string task_comm(const Kernel &kernel, Gva task);
 

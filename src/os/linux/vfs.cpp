@@ -62,10 +62,17 @@ std::string VfsLayout::filesystem_of(const Kernel &kernel, Gva super_block) cons
   return name ? kernel.space().read_c_string(*name, 64).value_or("") : "";
 }
 
-std::optional<Gva> TaskGroup::first(const Kernel &kernel, const FieldLocation &member) const {
-  for (const Gva task : tasks)
-    if (const auto target = kernel.read_pointer(task, member); target && kernel.is_kernel_address(*target))
+std::optional<Gva> TaskGroup::first(const Kernel &kernel, const FieldLocation &member, ViewStatus &status,
+                                    std::string_view what) const {
+  for (const Gva task : tasks) {
+    const auto target = kernel.read_pointer(task, member);
+    if (!target || !*target)
+      continue;
+    if (kernel.is_kernel_address(*target) && kernel.space().read<std::uint8_t>(*target))
       return target;
+    status.raced = true;
+    status.warn(fmt::format("the {} of process {} leads out of readable kernel memory", what, pid));
+  }
   return std::nullopt;
 }
 

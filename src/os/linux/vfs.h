@@ -53,8 +53,10 @@ struct TaskGroup {
   std::vector<Gva> tasks;
 
   // What `member`, a pointer in task_struct, points to. A leader that ended loses its memory and files while other
-  // threads go on; then theirs is taken. Nothing when no task has one.
-  [[nodiscard]] std::optional<Gva> first(const Kernel &kernel, const FieldLocation &member) const;
+  // threads go on; then theirs is taken. Nothing when no task has one. A pointer that leads out of the kernel's memory
+  // is left out, and the status says so.
+  [[nodiscard]] std::optional<Gva> first(const Kernel &kernel, const FieldLocation &member, ViewStatus &status,
+                                         std::string_view what) const;
 };
 
 // All processes; or, with `pid`, that process, or that thread alone where `pid` is a thread's. not_found when there is

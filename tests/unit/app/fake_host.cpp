@@ -309,10 +309,11 @@ public:
     return view;
   }
 
-  void for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) override {
+  ViewStatus for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) override {
     for (const KernelSymbol &symbol : symbols_)
       if (!visitor(symbol))
-        return;
+        break;
+    return {};
   }
   std::optional<KernelSymbol> find_symbol(std::string_view name) override {
     for (const KernelSymbol &symbol : symbols_)
@@ -403,13 +404,13 @@ public:
                                          const CoreOptions &options) override {
     if (options.progress && !options.progress({4 << 20, 8 << 20}))
       return fail(ErrorCode::io, "stopped");
-    return CoreSummary{8 << 20, system == nullptr ? 1U << 20 : 2U << 20, 0};
+    return CoreSummary{8 << 20, system == nullptr ? 1U << 20 : 2U << 20, 0, {}};
   }
   Result<CoreSummary> write_process_core(OperatingSystem &, std::int32_t pid, const std::string &,
                                          const CoreOptions &) override {
     if (pid != 1)
       return fail(ErrorCode::not_found, "no process has pid " + std::to_string(pid));
-    return CoreSummary{3 << 20, 2 << 20, 1 << 20};
+    return CoreSummary{3 << 20, 2 << 20, 1 << 20, {}};
   }
   Result<void> export_isf(const Profile &, const std::string &) override { return {}; }
 

@@ -37,6 +37,7 @@ struct ProcessImage { // what procmem writes
     std::vector<std::uint64_t> user_registers;
   };
   std::vector<Thread> threads;
+  ViewStatus status;
 };
 
 // Reads see the guest as it is now; nothing here changes it. Call refresh() to drop cached reads before a new look. Not
@@ -61,7 +62,7 @@ public:
   [[nodiscard]] virtual Result<BpfView> bpf() = 0;
 
   // Kernel symbols, modules' included. The visitor returns false to stop.
-  virtual void for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) = 0;
+  virtual ViewStatus for_each_symbol(const std::function<bool(const KernelSymbol &)> &visitor) = 0;
   [[nodiscard]] virtual std::optional<KernelSymbol> find_symbol(std::string_view name) = 0;
   // The symbol that holds the address, and the distance from it.
   [[nodiscard]] virtual std::optional<std::pair<KernelSymbol, std::uint64_t>> symbolize(Gva address) = 0;
