@@ -28,7 +28,7 @@ public:
     source.symbols = std::move(symbols);
     if (auto profile = Profile::build(source))
       kernel = std::make_unique<Kernel>(
-          memory, KernelLocation{{tables.root(), tables.levels()}, direct_map, Gpa{0}, fake_ram, "test"}, *profile);
+          memory, KernelLocation{{tables.root(), static_cast<int>(tables.levels())}, direct_map, Gpa{0}, fake_ram, "test"}, *profile);
   }
 
   // Writes at an address of the direct map.
