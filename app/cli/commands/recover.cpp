@@ -13,7 +13,7 @@ constexpr std::uint64_t most_zeros = 256 << 20;
 class Recover final : public Command {
 public:
   void describe(Syntax &syntax) override {
-    syntax.argument("PATH", "the file as the first process sees it, or inode:NUMBER, or inode:MAJOR:MINOR:NUMBER",
+    syntax.argument("PATH", "the file as the first process sees it, or fd:PID:NUMBER, or inode:[MAJOR:MINOR:]NUMBER",
                     path_);
     syntax.option("-o,--output", "FILE", "write there instead of to standard output", file_);
   }

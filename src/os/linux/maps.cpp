@@ -8,7 +8,7 @@
 namespace lararium::linux_guest {
 namespace {
 
-constexpr std::size_t attempts = 4;
+constexpr std::uint32_t attempts = 4;
 constexpr std::size_t name_limit = 4096;
 constexpr std::uint64_t vm_read = 1, vm_write = 2, vm_exec = 4, vm_may_share = 0x80; // include/linux/mm.h
 constexpr std::uint64_t has_vsyscall = 1 << 1; // MM_CONTEXT_HAS_VSYSCALL, arch/x86/include/asm/mmu.h, since 5.10
@@ -76,7 +76,7 @@ Result<AreaReader> AreaReader::create(const Kernel &kernel) {
   return AreaReader(kernel, *layout, *vfs, paths);
 }
 
-WalkResult AreaReader::walk_tree(Gva mm, std::vector<Gva> &found) const {
+WalkResult AreaReader::walk_tree(Gva mm, std::vector<Area> &found) const {
   const std::size_t limit = object_limit(*kernel_, f_->area_size);
   std::size_t misplaced = 0;
   auto walk = walk_maple_tree(kernel_->space(), *f_->maple, mm + f_->tree->offset, limit,
@@ -88,14 +88,14 @@ WalkResult AreaReader::walk_tree(Gva mm, std::vector<Gva> &found) const {
                                     end->value - 1 != last)
                                   ++misplaced;
                                 else
-                                  found.push_back(area);
+                                  found.push_back({area, *begin, *end});
                                 return found.size() < limit;
                               });
   walk.mismatches += misplaced;
   return walk;
 }
 
-WalkResult AreaReader::walk_list_of_areas(Gva mm, std::vector<Gva> &found) const {
+WalkResult AreaReader::walk_list_of_areas(Gva mm, std::vector<Area> &found) const {
   const auto first = kernel_->read_pointer(mm, *f_->first);
   Gva previous_end;
   std::size_t misplaced = 0;
@@ -108,15 +108,15 @@ WalkResult AreaReader::walk_list_of_areas(Gva mm, std::vector<Gva> &found) const
                              return false;
                            }
                            previous_end = *end;
-                           found.push_back(area);
+                           found.push_back({area, *begin, *end});
                            return true;
                          });
   walk.mismatches += misplaced;
   return walk;
 }
 
-std::vector<Gva> AreaReader::areas(Gva mm, ViewStatus &status) const {
-  std::vector<Gva> found;
+std::vector<AreaReader::Area> AreaReader::areas(Gva mm, ViewStatus &status) const {
+  std::vector<Area> found;
   WalkResult walk;
   std::uint64_t expected = 0;
   for (std::size_t attempt = 0; attempt < attempts; ++attempt) {
@@ -175,7 +175,7 @@ std::string AreaReader::name_of(Gva mm, Gva area, const MemoryRegion &region) co
   return {};
 }
 
-std::optional<MemoryRegion> AreaReader::region(Gva mm, Gva area) const {
+std::optional<MemoryRegion> AreaReader::read(Gva mm, Gva area) const {
   const auto begin = kernel_->read_pointer(area, f_->begin);
   const auto end = kernel_->read_pointer(area, f_->end);
   const auto flags = kernel_->read_field(area, f_->flags);
@@ -217,6 +217,16 @@ std::optional<MemoryRegion> AreaReader::region(Gva mm, Gva area) const {
   return region;
 }
 
+std::optional<MemoryRegion> AreaReader::region(Gva mm, const Area &area) const {
+  auto region = read(mm, area.address);
+  // An area that was freed and used again while its members were read lies elsewhere, before or after.
+  const auto begin = kernel_->read_pointer(area.address, f_->begin);
+  const auto end = kernel_->read_pointer(area.address, f_->end);
+  if (!region || region->begin != area.begin || region->end != area.end || begin != area.begin || end != area.end)
+    return std::nullopt;
+  return region;
+}
+
 std::optional<MemoryRegion> AreaReader::gate_region(Gva mm) const {
   const auto gate = kernel_->symbol("gate_vma");
   const auto mode = kernel_->symbol("vsyscall_mode");
@@ -227,7 +237,7 @@ std::optional<MemoryRegion> AreaReader::gate_region(Gva mm) const {
   const std::uint32_t none = kernel_->types().enumerator("XONLY") ? 2 : 1;
   if (kernel_->read<std::uint32_t>(*mode).value_or(none) >= none)
     return std::nullopt;
-  auto region = this->region(mm, *gate);
+  auto region = read(mm, *gate);
   if (region)
     region->path = "[vsyscall]";
   return region;
@@ -241,18 +251,20 @@ Result<View<MemoryRegion>> read_memory_regions(const Kernel &kernel, std::int32_
   const auto mm = mm_member ? groups.front().first(kernel, *mm_member, view.status, "memory") : std::nullopt;
   if (!mm)
     return view; // a kernel thread or a process that ended
-  // An area may be freed, and its memory used again, between the walk and this second look: what is then read of it
-  // does not lie behind the one before it, or not in the user half.
-  Gva previous_end;
-  for (const Gva area : reader.areas(*mm, view.status)) {
-    auto region = reader.region(*mm, area);
-    if (!region || region->begin < previous_end || region->end <= region->begin ||
-        kernel.is_kernel_address(region->end)) {
-      view.status.raced = true;
-      continue;
-    }
-    previous_end = region->end;
-    view.items.push_back(*std::move(region));
+  const ViewStatus of_tasks = view.status;
+  for (std::uint32_t attempt = 0; attempt < attempts; ++attempt) {
+    view.items.clear();
+    view.status = of_tasks;
+    view.status.retries += attempt;
+    std::size_t lost = 0;
+    for (const AreaReader::Area &area : reader.areas(*mm, view.status))
+      if (auto region = reader.region(*mm, area))
+        view.items.push_back(*std::move(region));
+      else
+        ++lost;
+    if (lost == 0)
+      break;
+    view.status.raced |= attempt + 1 == attempts;
   }
   if (auto gate = reader.gate_region(*mm))
     view.items.push_back(*std::move(gate));

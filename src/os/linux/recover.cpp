@@ -192,8 +192,8 @@ private:
       const auto mm = mm_member ? group.first(kernel_, *mm_member, status, "memory") : std::nullopt;
       if (!mm || !seen.insert(mm->value).second)
         continue;
-      for (const Gva area : areas.areas(*mm, status)) {
-        const auto file = areas.file_of(area);
+      for (const AreaReader::Area &area : areas.areas(*mm, status)) {
+        const auto file = areas.file_of(area.address);
         if (!file || !seen.insert(file->value).second)
           continue;
         const auto path = paths.resolve(f_.shown_path(kernel_, *file));

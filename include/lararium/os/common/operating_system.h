@@ -74,7 +74,7 @@ public:
   [[nodiscard]] virtual Result<ProcessImage> process_image(std::int32_t pid) = 0;
 
   // Gives the file's cached pages to `sink` (offset, bytes) in order of offset. The path is as the first process sees
-  // it; or "inode:NUMBER" with the device where a number alone is ambiguous ("inode:8:1:1234").
+  // it; or "fd:PID:NUMBER"; or "inode:NUMBER", with the device where a number alone is ambiguous ("inode:8:1:1234").
   [[nodiscard]] virtual Result<CachedFile>
   recover_file(std::string_view path, const std::function<Result<void>(std::uint64_t, Bytes)> &sink) = 0;
 
