@@ -1,5 +1,7 @@
 #include "vfs.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace lararium::linux_guest {
