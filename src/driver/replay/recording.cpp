@@ -142,7 +142,8 @@ bool consistent(const Recording &recording) {
   constexpr std::uint64_t physical_limit = std::uint64_t{1} << 52;
   std::uint64_t end = 0;
   for (const RamRange &range : recording.ranges) {
-    if (range.base.value < end || range.base.value > physical_limit || range.size > physical_limit - range.base.value)
+    if (range.size == 0 || range.base.value < end || range.base.value > physical_limit ||
+        range.size > physical_limit - range.base.value)
       return false;
     end = range.base.value + range.size;
   }
