@@ -1,5 +1,5 @@
 // Makes files, mappings and threads of many kinds in a guest and holds on to them. Prints "ready pid=..." when all is
-// there. Compiled statically and put into the guest by test_vfs_views.py.
+// there. test_vfs_views.py compiles it, statically, and brings it to the guest.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +36,7 @@ static long check(long result, const char *what)
 	return result;
 }
 
-static int wait_forever(const char *words)
+static _Noreturn void wait_forever(const char *words)
 {
 	printf("ready pid=%d %s\n", getpid(), words);
 	fflush(stdout);
@@ -92,7 +92,8 @@ static int areas(int count)
 	CHECK(mremap(whole + 6 * page, 2 * page, 32 * page, MREMAP_MAYMOVE) == MAP_FAILED ? -1 : 0);
 	volatile char deep[512 * 1024]; // the stack grows
 	deep[0] = 1;
-	return wait_forever("");
+	(void)deep[0];
+	wait_forever("");
 }
 
 static void link_namespace(const char *name)
@@ -156,7 +157,7 @@ static int files(int count)
 	for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++)
 		link_namespace(spaces[i]);
 	snprintf(words, sizeof words, "file=%d gone=%d memory=%d", file, gone, memory);
-	return wait_forever(words);
+	wait_forever(words);
 }
 
 static void *blocked(void *argument)
@@ -180,7 +181,7 @@ static int threads(int spinners)
 		CHECK(pthread_create(&thread, NULL, blocked, NULL) ? -1 : 0);
 	for (int i = 0; i < spinners; i++)
 		CHECK(pthread_create(&thread, NULL, spinning, NULL) ? -1 : 0);
-	return wait_forever("");
+	wait_forever("");
 }
 
 // The leader ends, the others go on.

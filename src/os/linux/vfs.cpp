@@ -7,7 +7,9 @@
 namespace lararium::linux_guest {
 namespace {
 
-constexpr std::uint64_t fmode_backing = 1 << 25; // FMODE_BACKING, include/linux/fs.h, since 6.5
+// FMODE_BACKING in include/linux/fs.h, bit 25 since 6.5 and bit 24 since 6.14, when bit 25 became FMODE_NONOTIFY. No
+// type tells which, so that either asks for the structure behind the file to prove itself.
+constexpr std::uint64_t fmode_backing = 3 << 24;
 
 } // namespace
 
@@ -39,6 +41,8 @@ Result<VfsLayout> VfsLayout::resolve(const Kernel &kernel) {
   f.path_dentry = layout.require("path", "dentry");
   f.dentry_inode = layout.require("dentry", "d_inode");
   f.dentry_parent = layout.require("dentry", "d_parent");
+  f.dentry_super = layout.require("dentry", "d_sb");
+  f.vfsmount_super = layout.require("vfsmount", "mnt_sb");
   f.file_size = layout.require_size("file");
   f.inode_bytes = layout.require_size("inode");
   TRY(layout.check());
@@ -46,8 +50,17 @@ Result<VfsLayout> VfsLayout::resolve(const Kernel &kernel) {
 }
 
 Gva VfsLayout::shown_path(const Kernel &kernel, Gva file) const {
-  if (backing_user_path && (kernel.read_field(file, file_mode).value_or(0) & fmode_backing) != 0)
-    return file + backing_user_path->offset;
+  if (backing_user_path && (kernel.read_field(file, file_mode).value_or(0) & fmode_backing) != 0) {
+    // A struct backing_file has a path behind its struct file: a dentry of the very file system that its mount is of.
+    const Gva user_path = file + backing_user_path->offset;
+    const auto mount = kernel.read_pointer(user_path, path_mnt);
+    const auto dentry = kernel.read_pointer(user_path, path_dentry);
+    if (mount && dentry && kernel.is_kernel_address(*mount) && kernel.is_kernel_address(*dentry)) {
+      const auto of_mount = kernel.read_pointer(*mount, vfsmount_super);
+      if (of_mount && *of_mount && of_mount == kernel.read_pointer(*dentry, dentry_super))
+        return user_path;
+    }
+  }
   return file + file_path.offset;
 }
 

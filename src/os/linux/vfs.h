@@ -34,7 +34,7 @@ struct VfsLayout {
       inode_flags;
   FieldLocation super_device, super_flags, super_type, super_magic, type_name;
   std::optional<FieldLocation> super_subtype;
-  FieldLocation path_mnt, path_dentry, dentry_inode, dentry_parent;
+  FieldLocation path_mnt, path_dentry, dentry_inode, dentry_parent, dentry_super, vfsmount_super;
   std::uint64_t file_size = 0, inode_bytes = 0; // of the structures
 
   [[nodiscard]] static Result<VfsLayout> resolve(const Kernel &kernel);

@@ -267,10 +267,11 @@ pt_regs: words u64[21]
     replace(
         "AREA",
         era.maple_tree
-            ? "vm_area_struct: vm_start u64, vm_end u64, vm_mm ptr, vm_flags u64, vm_ops ptr, vm_pgoff u64, vm_file "
+            ? "percpu_counter: lock u32, count u64, counters ptr\nvm_area_struct: vm_start u64, vm_end u64, vm_mm ptr, "
+              "vm_flags u64, vm_ops ptr, vm_pgoff u64, vm_file "
               "ptr, vm_private_data ptr\nmm_struct: map_count u32, mm_mt maple_tree, pgd ptr, total_vm u64, "
               "start_brk u64, brk u64, start_stack u64, arg_start u64, arg_end u64, env_start u64, env_end u64, "
-              "saved_auxv u64[8], rss_stat u64[4], context context, exe_file ptr"
+              "saved_auxv u64[8], rss_stat percpu_counter[4], context context, exe_file ptr"
             : "vm_area_struct: vm_start u64, vm_end u64, vm_next ptr, vm_mm ptr, vm_flags u64, vm_ops ptr, vm_pgoff "
               "u64, vm_file ptr, vm_private_data ptr\nrss: count u64[4]\nmm_struct: mmap ptr, map_count u32, pgd "
               "ptr, total_vm u64, start_brk u64, brk u64, start_stack u64, arg_start u64, arg_end u64, env_start "

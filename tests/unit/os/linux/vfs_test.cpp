@@ -163,11 +163,12 @@ TEST_P(Views, Mounts) {
 
 TEST_P(Views, MountsThatAreEachOthersParents) {
   guest.set(guest.root_mount, "mount", "mnt_parent", guest.tmp_mount);
-  guest.set(guest.root_mount, "mount", "mnt_mountpoint", guest.root_dentry);
-  EXPECT_TRUE(read_mounts(kernel, std::nullopt));
+  guest.set(guest.root_mount, "mount", "mnt_mountpoint", guest.get(guest.tmp_mount, "mount", "mnt.mnt_root"));
   const auto files = read_open_files(kernel, 1);
   ASSERT_TRUE(files);
   EXPECT_TRUE(files->items.at(0).path.starts_with("...")) << files->items.at(0).path;
+  EXPECT_TRUE(read_mounts(kernel, std::nullopt));
+  EXPECT_EQ(recovered("/etc/../../passwd"), "error: not_found");
 }
 
 TEST_P(Views, DentriesInACircle) {
