@@ -36,7 +36,8 @@ demo:
 
 # The tests of the sanitizer build are part of the same CTest run; cmake/sanitizer_tests.cmake includes them.
 test: test-build
-	ctest --test-dir $(BUILD) --parallel $(JOBS) --label-regex '^(unit|golden|sanitizer|fuzz|ci)$$' --no-tests=error
+	ctest --test-dir $(BUILD) --parallel $(JOBS) --label-regex '^(unit|golden|sanitizer|fuzz|ci)$$' --no-tests=error \
+	  --repeat until-pass:2
 
 test-all: test-build
 	ctest --test-dir $(BUILD) --parallel $(JOBS) --no-tests=error

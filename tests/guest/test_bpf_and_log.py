@@ -13,8 +13,11 @@ def unescape(text):
 
 class KernelLog(harness.GuestTest):
     def records(self):
-        # Reading /dev/kmsg to its end and then on would block.
-        code, output = self.guest.run_bytes("dd if=/dev/kmsg iflag=nonblock bs=8192 2>/dev/null")
+        # At its end a reader of /dev/kmsg waits for more.
+        code, output = self.guest.run_bytes("""
+            cat /dev/kmsg >/tmp/kmsg & p=$!; old=-1; new=0
+            while [ $old != $new ]; do usleep 500000; old=$new; new=$(wc -c </tmp/kmsg); done
+            kill $p; cat /tmp/kmsg""")
         records = {}
         for line in output.split(b"\n"):
             if match := re.match(rb"(\d+),(\d+),(\d+),[^;]*;(.*)", line):
