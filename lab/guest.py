@@ -24,7 +24,7 @@ from . import guardian, hugepages, initrd, kernels, paths, qemu, qmp, state
 from .console import Console
 from .errors import LabError, Skip
 
-BOOT_TIMEOUT = 120
+BOOT_TIMEOUT = 300  # a few seconds where nothing else runs; test machines are busy
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)

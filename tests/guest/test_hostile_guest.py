@@ -68,6 +68,9 @@ class Outcome:
             document = json.loads(self.stdout)
         except ValueError:
             return "note:" in self.stderr
+        item = document.get("item") or {}
+        if item.get("holes") or item.get("types") == 0:  # of recover and profile
+            return True
         status = document.get("status") or {}
         return bool(status.get("raced") or status.get("truncated") or status.get("warnings"))
 
@@ -99,7 +102,7 @@ def task_node(k, task):
     return task + k.offset("task_struct", "tasks")
 
 
-@lie("a task's list element points to itself", "ps", "files", "info", "top")
+@lie("a task's list element points to itself", "ps", "files", "info")
 def _(k, s):
     k.put(task_node(k, s.task), task_node(k, s.task))
 
@@ -118,7 +121,7 @@ def _(k, s):
     k.put(last, middle)
 
 
-@lie("the task list has no end", "ps", "files", "info", "top")
+@lie("the task list has no end", "ps", "files", "info")
 def _(k, s):
     base = s.region(k, 16 << 20)
     content = b"".join(struct.pack("<QQ", base + at + 16, base + at - 16 if at else task_node(k, s.task))
@@ -127,7 +130,7 @@ def _(k, s):
     k.put(task_node(k, s.task), base)
 
 
-@lie("a hundred thousand tasks share one process' memory", "ps", "info", "top")
+@lie("a hundred thousand tasks share one process' memory", "ps", "info")
 def _(k, s):
     s.flood_of_tasks(k)
 
@@ -252,7 +255,7 @@ def _(k, s):
     s.widen_areas(k)
 
 
-@lie("a memory area of 128 TiB", "maps")
+@lie("a memory area of 128 TiB", "maps", "procmem", silent=True)
 def _(k, s):
     s.widen_areas(k)
 
@@ -271,10 +274,11 @@ def _(k, s):
     if not has_maple_tree(k):
         return s.does_not_apply()
     place, root = maple_root(k, s)
-    node = root & ~0xff
-    if root & 0x78 == 8:  # the root is a leaf: make it an inner node
-        root = root & ~0x78 | 2 << 3
-        k.put(place, root)
+    node, inner = root & ~0xff, 2  # maple_range_64: 15 pivots, 16 slots
+    root = root & ~0x78 | inner << 3
+    k.put(place, root)
+    for pivot in range(15):
+        k.put(node + 8 + 8 * pivot, (1 << 40) * (pivot + 1))
     for slot in range(16):
         k.put(node + 8 + 15 * 8 + 8 * slot, root)
 
@@ -316,7 +320,7 @@ def _(k, s):
     k.set_member(table_of(k, s), "fdtable", "max_fds", 0xffffffff, 4)
 
 
-@lie("a million descriptors of one file", "files of it", "sockets")
+@lie("a million descriptors of one file", "files of it")
 def _(k, s):
     base = s.region(k, 8 << 20)
     slots = k.member(table_of(k, s), "fdtable", "fd")

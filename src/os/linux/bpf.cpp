@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <fmt/format.h>
 #include <map>
 #include <string_view>
 #include <unordered_map>
@@ -325,21 +326,31 @@ private:
     p->jited_bytes = static_cast<std::uint32_t>(number(address, f_.jited_length));
     p->tag = tag_of(address);
     const Gva aux = pointer(address, f_.aux);
-    if (!aux)
+    if (!aux || !kernel_.space().read<std::uint8_t>(aux)) {
+      contradiction(fmt::format("the BPF program at {:#x} leads out of readable kernel memory", address.value));
       return p;
+    }
     p->id = static_cast<std::uint32_t>(number(aux, f_.id));
     p->name = read_text(kernel_, aux + f_.name.offset, f_.name.size);
     p->load_time_ns = number(aux, f_.load_time);
     if (const Gva user = pointer(aux, f_.user))
       p->uid = static_cast<std::uint32_t>(number(user, f_.user_id));
     if (const Gva maps = pointer(aux, f_.used_maps)) {
-      const auto count = std::min<std::uint64_t>(number(aux, f_.used_map_count), per_program_limit);
+      const std::uint64_t claimed = number(aux, f_.used_map_count);
+      const auto count = std::min<std::uint64_t>(claimed, per_program_limit);
+      if (claimed > per_program_limit)
+        contradiction(fmt::format("BPF program {} claims to use {} maps", p->id, claimed));
       for (std::uint64_t i = 0; i < count; ++i)
         if (const Gva used = pointer(maps + 8 * i))
           p->map_ids.push_back(static_cast<std::uint32_t>(number(used, f_.map_id)));
     }
     read_stats(*p, aux);
     return p;
+  }
+
+  void contradiction(std::string sentence) {
+    view_.status.raced = true;
+    view_.status.warn(std::move(sentence));
   }
 
   [[nodiscard]] std::string tag_of(Gva address) const {

@@ -229,6 +229,10 @@ Result<View<LogRecord>> read_ring(const Kernel &kernel, Gva ring) {
                                  {before, info_bytes, data_bytes, static_cast<std::uint32_t>(*count_bits),
                                   static_cast<std::uint32_t>(*size_bits), *tail, *head},
                                  after, changed);
+    if (((*head - *tail) & id_mask) >= count) {
+      view.status.truncated = true;
+      view.status.warn("the kernel log's first and last record are further apart than it has room for");
+    }
     if (changed == 0)
       return view;
     ++view.status.retries;

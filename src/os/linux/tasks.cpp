@@ -105,8 +105,12 @@ Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, Vi
         tasks.push_back({task, *pid, *tgid});
       return tasks.size() < limit;
     });
+    if (walk.end == WalkEnd::stopped)
+      walk.end = WalkEnd::limit;
     if (walk.consistent() && threads_consistent)
       return tasks;
+    if (walk.end == WalkEnd::limit)
+      break; // no race
     ++status.retries;
   }
   status.raced = true;
