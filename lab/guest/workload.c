@@ -202,6 +202,7 @@ static int do_udp(void)
 	int client = CHECK(socket(domain, SOCK_DGRAM, 0));
 	length = loopback(&address, family, local_port(bound));
 	CHECK(connect(client, (void *)&address, length));
+	CHECK(send(client, "unread", 6, 0));
 	say_ready("family=%ld port=%d client_port=%d fd=%d client_fd=%d inode=%lu client_inode=%lu", family,
 		  local_port(bound), local_port(client), bound, client, inode(bound), inode(client));
 	return wait_forever();
@@ -860,7 +861,7 @@ static const struct {
 	const char *help;
 } commands[] = {
 	{"tcp", do_tcp, "[4|6] [PORT]: a listener and a connection to it"},
-	{"udp", do_udp, "[4|6] [PORT]: a bound socket and one connected to it"},
+	{"udp", do_udp, "[4|6] [PORT]: a bound socket, and one connected to it that sent it a datagram"},
 	{"raw", do_raw, "[4|6] [PROTOCOL]: a raw socket"},
 	{"packet", do_packet, "[DEVICE] [promisc]: a packet socket"},
 	{"promisc", do_promisc, "[DEVICE]: sets the device's promiscuous flag"},
