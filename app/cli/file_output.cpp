@@ -28,9 +28,11 @@ Result<void> FileOutput::write_at(std::uint64_t offset, Bytes bytes) {
 }
 
 Result<void> FileOutput::finish(std::uint64_t size) {
-  if (size > INT64_MAX || ::ftruncate(file_.get(), static_cast<off_t>(size)) != 0)
-    return fail_errno(fmt::format("cannot give {} its size of {} bytes", path_, size),
-                      size > INT64_MAX ? EFBIG : errno);
+  int error = size > INT64_MAX ? EFBIG : 0;
+  if (error == 0 && ::ftruncate(file_.get(), static_cast<off_t>(size)) != 0)
+    error = errno;
+  if (error != 0 && error != EINVAL) // EINVAL: a device, such as /dev/null, has no size to set
+    return fail_errno(fmt::format("cannot give {} its size of {} bytes", path_, size), error);
   if (::close(file_.release()) != 0) // a full disk may show only here
     return fail_errno(fmt::format("cannot write {}", path_), errno);
   return {};

@@ -45,7 +45,7 @@ class KernelLog(harness.GuestTest):
         self.assertTrue(any(level == 3 and text == b"lab: written by user space" for level, _, _, text in seen.values()))
         self.assertTrue(any(text.startswith(b"Linux version ") for _, _, _, text in seen.values()))
 
-    def test_after_the_buffer_went_round(self):
+    def test_when_the_buffer_went_round(self):  # after the test that wants the first record
         line = "lab: " + "x" * 700
         self.guest.check(f"i=0; while [ $i -lt 1500 ]; do echo $i {line}; i=$((i+1)); done | "
                          "while read l; do echo $l >/dev/kmsg; done", timeout=300)

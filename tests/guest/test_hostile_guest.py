@@ -27,7 +27,7 @@ import typing
 import harness
 from guest_memory import GuestKernel, GuestMemory
 
-MEMORY = 256 << 20
+MEMORY = 768 << 20
 ARENA = 64 << 20
 CPU_SECONDS = 5
 SECONDS = 60  # wall clock, for what waits; machines that run tests are busy
