@@ -139,6 +139,10 @@ class GuestMemory:
             done += part
 
 
+class NoSymbol(Exception):
+    """This kernel has no symbol of that name."""
+
+
 class GuestKernel:
     """A kernel's symbols and structures as Lararium itself exports them, over a GuestMemory."""
 
@@ -155,6 +159,14 @@ class GuestKernel:
         self._types, self._bases = isf["user_types"], isf["base_types"]
 
     def symbol(self, name):
+        """A symbol's address. What kallsyms leaves out (its own tables) VMCOREINFO names from 6.0 on."""
+        if name not in self.symbols:
+            begin, size = (self.get(self.symbols[f"vmcoreinfo_{what}"]) for what in ("data", "size"))
+            text = self.memory.read(begin, min(size, 4096)).decode(errors="replace")
+            found = re.search(rf"^SYMBOL\({name}\)=([0-9a-f]+)$", text, re.M)
+            if not found:
+                raise NoSymbol(name)
+            self.symbols[name] = int(found[1], 16)
         return self.symbols[name]
 
     def has(self, structure, path):

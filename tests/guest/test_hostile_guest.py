@@ -25,7 +25,7 @@ import time
 import typing
 
 import harness
-from guest_memory import GuestKernel, GuestMemory
+from guest_memory import GuestKernel, GuestMemory, NoSymbol
 
 MEMORY = 768 << 20
 ARENA = 64 << 20
@@ -729,6 +729,7 @@ class Scene:
         self.processes = test.items("ps")
         by_pid = {item["pid"]: item for item in self.processes}
         self.pid = test.victim.pid
+        self.exe = by_pid[self.pid]["exe"]
         self.task, self.other = (int(by_pid[job.pid]["task"], 16) for job in (test.victim, test.bystander))
         self.first_task = int(by_pid[1]["task"], 16)
         self.module = int(test.items("modules")[0]["module"], 16)
@@ -887,7 +888,7 @@ class HostileGuest(harness.GuestTest):
             "top": ("top", "--once", "--json", "--interval", "0.05"),
             "hexdump": ("hexdump", "init_task", "64", "--json"),
             "procmem": ("procmem", pid, "--json", "--force", "-o", f"{folder}/core"),
-            "recover": ("recover", "/bin/busybox", "--json", "-o", f"{folder}/file"),
+            "recover": ("recover", self.scene.exe, "--json", "-o", f"{folder}/file"),
             "dump": ("dump", f"{folder}/dump", "--json", "--force"),
         }
         return commands
@@ -969,7 +970,7 @@ class HostileGuest(harness.GuestTest):
             with self.memory.undone():
                 try:
                     lie_.tell(self.kernel, self.scene)
-                except DoesNotApply:
+                except (DoesNotApply, NoSymbol):
                     continue
                 applied += 1
                 if TRACE:

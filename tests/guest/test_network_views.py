@@ -210,7 +210,7 @@ class NetworkViews(harness.GuestTest):
         space = next(space for pid, space in self.spaces() if pid == 1)
         unknown = {match[1] for warning in document["status"]["warnings"]
                    if (match := re.match(r"the counters of (\S+) are not known", warning))}
-        self.assertLessEqual(unknown, {"eth0"})
+        self.assertLessEqual(unknown, {"eth0", "br0"})  # no types of the driver of one, nor of 5.10's bridges
         by_name = {item["name"]: item for item in document["items"] if item["net_namespace"] == space}
         for line in text.splitlines()[2:]:
             name, _, rest = line.strip().partition(":")

@@ -265,13 +265,14 @@ class VfsViews(harness.GuestTest):
     def test_recover(self):
         self.guest.check("mkdir -p /tmp/r && cd /tmp/r && dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null && "
                          "printf x >one && : >empty && head -c 4096 /dev/urandom >page && head -c 4097 /dev/urandom >more && "
-                         "dd if=/dev/urandom of=sparse bs=4k seek=5000 count=3 2>/dev/null && "
-                         "dd if=/dev/urandom of=sparse bs=4k seek=70 count=9 conv=notrunc 2>/dev/null && "
                          "ln -sf ../r/big link && ln -sf /tmp/r/link link2 && mkdir -p far && mount -t tmpfs far far && "
-                         "head -c 100000 /dev/urandom >far/file && cat * >/dev/null 2>&1; true")
+                         "head -c 100000 /dev/urandom >far/file && cat * >/dev/null 2>&1; "
+                         "dd if=/dev/urandom of=sparse bs=4k seek=5000 count=3 2>/dev/null && "
+                         "dd if=/dev/urandom of=sparse bs=4k seek=70 count=9 conv=notrunc 2>/dev/null")
         for name in ("big", "one", "empty", "page", "more", "far/file"):
             self.assert_recovered(f"/tmp/r/{name}", f"cat /tmp/r/{name}")
-        item = self.assert_recovered("/tmp/r/sparse", "cat /tmp/r/sparse", whole=False)
+        # Not by cat: it sends the file to the pipe, for which older kernels fill the holes with pages.
+        item = self.assert_recovered("/tmp/r/sparse", "dd if=/tmp/r/sparse bs=4k 2>/dev/null", whole=False)
         self.assertEqual([(hole["begin"], hole["end"]) for hole in item["holes"]],
                          [(0, 70 * 4096), (79 * 4096, 5000 * 4096)])
         self.assert_recovered("/tmp/r/link2", "cat /tmp/r/big")

@@ -207,7 +207,9 @@ public:
     i.master = master_of(device);
     i.xdp = has_xdp(device);
     Counts counts = counts_of(device, link_kind);
-    if (driver_of(device) == "virtio_net" && !add_virtio_counts(device, counts))
+    const bool complete =
+        driver_of(device) == "virtio_net" ? add_virtio_counts(device, counts) : !counts_elsewhere(device, link_kind);
+    if (!complete)
       status.warn("the counters of " + i.name +
                   " are not known: its driver keeps them, and the guest has no types of that driver");
     i.received_bytes = counts.received_bytes;
@@ -370,6 +372,14 @@ private:
     if (std::ranges::find(software, link_kind) != software.end())
       return PerCpu::software;
     return PerCpu::none;
+  }
+
+  // A driver that adds up counters of its own, and none of the kinds above: bridges before dev->tstats (5.11), and
+  // many network cards.
+  [[nodiscard]] bool counts_elsewhere(Gva device, const std::string &link_kind) const {
+    const Gva operations = f_.operations ? pointer(device, *f_.operations) : Gva{};
+    return operations && f_.get_stats && pointer(operations, *f_.get_stats) &&
+           per_cpu_kind(device, link_kind) == PerCpu::none;
   }
 
   [[nodiscard]] Counts counts_of(Gva device, const std::string &link_kind) const {

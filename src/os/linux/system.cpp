@@ -26,6 +26,7 @@ namespace lararium::linux_guest {
 void LinuxSystem::refresh() {
   target_.memory->refresh();
   kernel_->space().flush();
+  last_process_.reset();
 }
 
 Result<SystemInfo> LinuxSystem::info() { return read_info(*kernel_); }
@@ -109,12 +110,15 @@ std::size_t LinuxSystem::read_kernel(Gva address, std::span<std::byte> out) {
 }
 
 Result<std::size_t> LinuxSystem::read_process(std::int32_t pid, Gva address, std::span<std::byte> out) {
-  TRY_ASSIGN(const Gva task, find_task(*kernel_, pid));
-  const auto root = user_page_table(*kernel_, task);
-  if (!root)
-    return fail(ErrorCode::not_found,
-                fmt::format("process {} has no user memory: it is a kernel thread or has ended", pid));
-  return read_uncached(*target_.memory, *root, address, out);
+  if (!last_process_ || last_process_->pid != pid) {
+    TRY_ASSIGN(const Gva task, find_task(*kernel_, pid));
+    const auto root = user_page_table(*kernel_, task);
+    if (!root)
+      return fail(ErrorCode::not_found,
+                  fmt::format("process {} has no user memory: it is a kernel thread or has ended", pid));
+    last_process_ = {pid, *root};
+  }
+  return read_uncached(*target_.memory, last_process_->root, address, out);
 }
 
 std::string LinuxSystem::crash_information() {

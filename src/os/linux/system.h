@@ -6,6 +6,7 @@
 #include "lararium/vm/target.h"
 
 #include <memory>
+#include <optional>
 
 namespace lararium::linux_guest {
 
@@ -36,8 +37,16 @@ public:
   [[nodiscard]] std::string crash_information() override;
 
 private:
+  // Whose memory was read last: a core of a process is thousands of reads. Kept until refresh(); a process that ends
+  // meanwhile is read as what its page tables have become, as it would be between finding it and reading it.
+  struct LastProcess {
+    std::int32_t pid = 0;
+    x86_64::PageTableRoot root;
+  };
+
   const Target &target_;
   std::unique_ptr<Kernel> kernel_;
+  std::optional<LastProcess> last_process_;
 };
 
 } // namespace lararium::linux_guest
