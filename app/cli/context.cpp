@@ -166,7 +166,11 @@ JsonWriter Context::begin_document(std::string_view view, const ViewStatus *stat
   json.member("view", view);
   if (status != nullptr) {
     json.key("status");
-    write_status(json, *status, paused());
+    ViewStatus all = *status;
+    if (guest_) // what went wrong when the kernel was found concerns each view
+      for (const std::string &text : guest_->notes)
+        all.warn(text);
+    write_status(json, all, paused());
   }
   return json;
 }

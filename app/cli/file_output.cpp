@@ -31,6 +31,9 @@ Result<void> FileOutput::finish(std::uint64_t size) {
   int error = size > INT64_MAX ? EFBIG : 0;
   if (error == 0 && ::ftruncate(file_.get(), static_cast<off_t>(size)) != 0)
     error = errno;
+  if (error == EFBIG) // sizes are the guest's word
+    return fail(ErrorCode::corrupt,
+                fmt::format("the guest gives a size of {} bytes, more than a file here can have", size));
   if (error != 0 && error != EINVAL) // EINVAL: a device, such as /dev/null, has no size to set
     return fail_errno(fmt::format("cannot give {} its size of {} bytes", path_, size), error);
   if (::close(file_.release()) != 0) // a full disk may show only here

@@ -868,6 +868,8 @@ class HostileGuest(harness.GuestTest):
         cls.addClassCleanup(cls.folder.cleanup)
         cls.kernel = GuestKernel(cls.memory, lambda command, *arguments: harness.run_lararium(
             command, cls.guest.pid, *arguments, cache=cls.cache.name).stdout)
+        # The kernel's own table, not that of the process which happened to run.
+        cls.memory.root = cls.memory.translate(cls.kernel.symbol("init_top_pgt"))
 
     def items_or(self, command, otherwise):
         completed = harness.run_lararium(command, self.guest.pid, "--json", cache=self.cache.name, check=False)

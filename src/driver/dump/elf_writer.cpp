@@ -74,7 +74,8 @@ Result<void> Copier::copy(Bytes bytes) {
       TRY(output_.skip(length));
     } else {
       if (options_.stored_limit - stored_ < length)
-        return fail(ErrorCode::io, fmt::format("more than the {} MiB that may be stored", options_.stored_limit >> 20));
+        return fail(ErrorCode::corrupt,
+                    fmt::format("it claims to hold more than the {} MiB that can be", options_.stored_limit >> 20));
       TRY(output_.write(bytes.first(length)));
       stored_ += length;
     }

@@ -98,7 +98,11 @@ Result<View<OpenFile>> read_open_files(const Kernel &kernel, std::optional<std::
   TRY_ASSIGN(const auto tables, DescriptorTables::create(kernel));
   TRY_ASSIGN(const auto paths, PathResolver::create(kernel));
   FileReader reader(kernel, *layout, paths);
-  const std::size_t limit = std::min(item_limit, object_limit(kernel, layout->file_size));
+  // Processes can share a table, so that a few open files fill many entries: these together are kept in proportion to
+  // the guest's memory too.
+  const std::size_t entry_bytes = std::max<std::size_t>(kernel.memory().total_size() / 12, 64 << 20);
+  const std::size_t limit =
+      std::min({item_limit, object_limit(kernel, layout->file_size), entry_bytes / sizeof(OpenFile)});
   std::size_t text_left = view_text_limit(kernel), unreadable_left = unreadable_limit;
 
   for (const TaskGroup &group : groups) {

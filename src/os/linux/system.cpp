@@ -234,6 +234,28 @@ Result<Found> find_kernel(const Target &target, const AttachOptions &options, At
 
 } // namespace
 
+namespace {
+
+// A vCPU's CR3 is the table of whatever process runs there: it maps user memory too, and goes with the process. The
+// kernel's own table stays, and maps what all others share.
+void use_own_page_table(const PhysicalMemory &memory, Found &found, AttachReport &report) {
+  for (const std::string_view name : {"init_top_pgt", "init_level4_pgt", "swapper_pg_dir"}) {
+    const auto symbol = found.profile->symbol(name);
+    if (!symbol || symbol->base != SymbolBase::image)
+      continue;
+    KernelLocation &location = found.location;
+    const x86_64::PageTableRoot own{location.physical_base + symbol->value, location.root.levels};
+    const auto base = AddressSpace(memory, own).translate(location.base);
+    if (base && base->address == location.physical_base)
+      location.root = own;
+    else
+      report.warnings.push_back("the kernel's own page table does not map the kernel: that of a process is used");
+    return;
+  }
+}
+
+} // namespace
+
 Result<std::shared_ptr<const Profile>> profile_of(const Target &target, const AttachOptions &options) {
   AttachReport report;
   TRY_ASSIGN(auto found, find_kernel(target, options, report));
@@ -251,6 +273,7 @@ Result<std::unique_ptr<OperatingSystem>> attach(const Target &target, const Atta
         fmt::format("the kernel carries no BTF, so the layout of its structures is unknown; give a Volatility 3 "
                     "ISF file of this very build with --profile ({})",
                     found.profile->banner()));
+  use_own_page_table(*target.memory, found, out);
   auto kernel = std::make_unique<Kernel>(*target.memory, std::move(found.location), std::move(found.profile));
   return std::unique_ptr<OperatingSystem>(std::make_unique<LinuxSystem>(target, std::move(kernel)));
 }
