@@ -1,6 +1,6 @@
 // An XArray in a memory that is all the fuzzer's: the walk ends, in bounded time, whatever nodes point to.
+#include "lararium/os/linux/xarray.h"
 #include "os/linux/fake_kernel.h"
-#include "xarray.h"
 
 #include <cstdlib>
 

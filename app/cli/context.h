@@ -48,6 +48,7 @@ public:
   Output &err;
   const GlobalOptions options;
   Host &host;
+  int exit_code = 0; // of a run without errors: what a command found may be worth another than 0
 
   // The VM or dump that the user named, or the only one that runs. Opened at the first call, paused if asked.
   [[nodiscard]] Result<Target *> target();

@@ -98,7 +98,8 @@ int run_program(std::span<const char *const> words, const HostFactory &make_host
     result = fail(ErrorCode::gone, "the VM ended while it was read");
   if (auto released = context.release_pause(); result && !released)
     result = std::unexpected(released.error());
-  return finish(std::move(result), context.vm_name(), options.json, out, err);
+  const int code = finish(std::move(result), context.vm_name(), options.json, out, err);
+  return code == exit_success ? context.exit_code : code;
 }
 
 } // namespace lararium::cli

@@ -29,6 +29,10 @@ struct AttachReport {
 [[nodiscard]] Result<std::unique_ptr<OperatingSystem>> attach(const Target &target, const AttachOptions &options,
                                                               AttachReport *report = nullptr);
 
+class Kernel;
+// What is under a system that attach() gave, for what looks deeper than views do (detect/); null for any other system.
+[[nodiscard]] const Kernel *kernel_of(const OperatingSystem &system);
+
 // The kernel's profile alone, for export and tests.
 [[nodiscard]] Result<std::shared_ptr<const Profile>> profile_of(const Target &target, const AttachOptions &options);
 

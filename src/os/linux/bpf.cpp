@@ -1,11 +1,11 @@
 #include "bpf.h"
 
 #include "fdtable.h"
+#include "lararium/os/linux/tasks.h"
+#include "lararium/os/linux/xarray.h"
 #include "namespaces_net.h"
 #include "paths.h"
 #include "sockets.h"
-#include "tasks.h"
-#include "xarray.h"
 
 #include <algorithm>
 #include <array>

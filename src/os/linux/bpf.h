@@ -1,8 +1,8 @@
 // BPF programs, maps and links, and where programs are attached.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 namespace lararium::linux_guest {
 

@@ -1,8 +1,8 @@
 // The environment of a process, from its own memory: /proc/PID/environ.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <cstdint>
 #include <string>

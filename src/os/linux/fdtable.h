@@ -1,8 +1,8 @@
 // File descriptors: which struct file each open descriptor of a task leads to.
 #pragma once
 
-#include "kernel.h"
-#include "list.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/list.h"
 
 #include <cstdint>
 #include <functional>

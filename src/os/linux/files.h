@@ -1,8 +1,8 @@
 // Open files: what `lsof` shows.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <cstdint>
 #include <optional>

@@ -1,7 +1,7 @@
 // The kernel image's bytes, and a profile from them.
 #pragma once
 
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <vector>
 

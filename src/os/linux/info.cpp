@@ -1,6 +1,6 @@
 #include "info.h"
 
-#include "tasks.h"
+#include "lararium/os/linux/tasks.h"
 
 #include <algorithm>
 #include <array>

@@ -1,8 +1,8 @@
 // What the system as a whole says of itself.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 namespace lararium::linux_guest {
 

@@ -1,8 +1,8 @@
 // Network interfaces of all namespaces.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 namespace lararium::linux_guest {
 

@@ -1,4 +1,4 @@
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <algorithm>
 

@@ -1,8 +1,8 @@
 // The kernel's log, as /dev/kmsg gives it.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <vector>
 

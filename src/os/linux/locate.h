@@ -1,7 +1,7 @@
 // Finding a Linux kernel in a target's memory, with nothing known beforehand.
 #pragma once
 
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
 #include "lararium/vm/target.h"
 
 #include <vector>

@@ -2,7 +2,7 @@
 // Encoding of nodes: include/linux/maple_tree.h and mt_dump_range64() in lib/maple_tree.c.
 #pragma once
 
-#include "list.h"
+#include "lararium/os/linux/list.h"
 
 #include <array>
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "lararium/os/common/views.h"
-#include "list.h"
+#include "lararium/os/linux/list.h"
 #include "vfs.h"
 
 #include <optional>

@@ -1,6 +1,6 @@
-#include "modules.h"
+#include "lararium/os/linux/modules.h"
 
-#include "list.h"
+#include "lararium/os/linux/list.h"
 
 #include <algorithm>
 #include <array>
@@ -17,7 +17,8 @@ constexpr std::size_t module_symbol_limit = 1 << 20;
 // A module's memory: one region for each kind since 6.4 (ac3b43283923), before that a core and an init layout.
 struct ModuleLayout {
   FieldLocation list, name, state, references;
-  std::optional<FieldLocation> memory, core_base, core_size, init_layout_size;
+  std::optional<FieldLocation> memory, core_base, core_size, core_text_size, init_layout_base, init_layout_size,
+      init_text_size;
   std::optional<FieldLocation> region_base, region_size;
   std::uint64_t region_stride = 0;
   std::uint32_t region_count = 0;
@@ -44,6 +45,9 @@ struct ModuleLayout {
     } else {
       f.core_base = layout.optional_any("module", {"core_layout.base", "module_core"});
       f.core_size = layout.optional_any("module", {"core_layout.size", "core_size"});
+      f.core_text_size = layout.optional_any("module", {"core_layout.text_size", "core_text_size"});
+      f.init_layout_base = layout.optional_any("module", {"init_layout.base", "module_init"});
+      f.init_text_size = layout.optional_any("module", {"init_layout.text_size", "init_text_size"});
       f.init_layout_size = layout.optional_any("module", {"init_layout.size", "init_size"});
     }
     f.version = layout.optional("module", "version");
@@ -171,6 +175,58 @@ Result<View<KernelModule>> read_modules(const Kernel &kernel) {
     view.status.warn(fmt::format("the list of modules does not end well at {:#x}", walk.at.value));
   }
   return view;
+}
+
+namespace {
+
+void add_regions(const Kernel &kernel, const ModuleLayout &f, Gva module, std::vector<ModuleRegion> &out) {
+  using Kind = ModuleRegion::Kind;
+  const std::string name = kernel.space().read_c_string(module + f.name.offset, f.name.size).value_or("?");
+  const auto add = [&](Kind kind, Gva base, std::uint64_t size) {
+    constexpr std::uint64_t largest = 1 << 30; // all modules together have less room
+    if (base && size != 0 && size <= largest && kernel.is_kernel_address(base))
+      out.push_back({module, name, kind, base, size});
+  };
+  if (f.memory && f.region_base && f.region_size) {
+    // enum mod_mem_type: text, data, rodata, ro_after_init, init_text, init_data, init_rodata
+    constexpr std::array<Kind, 7> kinds{Kind::text,      Kind::data,      Kind::data,     Kind::data,
+                                        Kind::init_text, Kind::init_data, Kind::init_data};
+    for (std::uint32_t i = 0; i < std::min<std::size_t>(f.region_count, kinds.size()); ++i) {
+      const Gva region = module + f.memory->offset + i * f.region_stride;
+      add(kinds[i], kernel.read_pointer(region, *f.region_base).value_or(Gva{}),
+          kernel.read_field(region, *f.region_size).value_or(0));
+    }
+    return;
+  }
+  const auto layout = [&](const auto &base_field, const auto &size_field, const auto &text_field, Kind text,
+                          Kind data) {
+    if (!base_field || !size_field || !text_field)
+      return;
+    const Gva base = kernel.read_pointer(module, *base_field).value_or(Gva{});
+    const std::uint64_t size = kernel.read_field(module, *size_field).value_or(0);
+    const std::uint64_t text_size = std::min(size, kernel.read_field(module, *text_field).value_or(0));
+    add(text, base, text_size);
+    add(data, base + text_size, size - text_size);
+  };
+  layout(f.core_base, f.core_size, f.core_text_size, Kind::text, Kind::data);
+  layout(f.init_layout_base, f.init_layout_size, f.init_text_size, Kind::init_text, Kind::init_data);
+}
+
+} // namespace
+
+Result<ModuleRegions> read_module_regions(const Kernel &kernel) {
+  TRY_ASSIGN(const ModuleLayout *layout, kernel.layout<ModuleLayout>());
+  ModuleRegions regions;
+  for (std::size_t attempt = 0; attempt < walk_attempts; ++attempt) {
+    regions.items.clear();
+    TRY_ASSIGN(regions.walk, walk_modules(kernel, *layout, [&](Gva module) {
+                 add_regions(kernel, *layout, module, regions.items);
+                 return true;
+               }));
+    if (regions.walk.consistent())
+      break;
+  }
+  return regions;
 }
 
 ViewStatus for_each_module_symbol(const Kernel &kernel, const std::function<bool(const KernelSymbol &)> &visitor) {

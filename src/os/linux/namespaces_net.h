@@ -1,8 +1,8 @@
 // Network namespaces, and the names of the interfaces in them.
 #pragma once
 
-#include "kernel.h"
-#include "list.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/list.h"
 
 #include <cstdint>
 #include <functional>

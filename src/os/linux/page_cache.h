@@ -1,8 +1,8 @@
 // The page cache: what of a file's contents is in the guest's memory.
 #pragma once
 
-#include "kernel.h"
-#include "xarray.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/xarray.h"
 
 #include <cstdint>
 #include <functional>

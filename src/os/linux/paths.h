@@ -1,7 +1,7 @@
 // Paths from dentries and mounts, as the kernel's d_path() makes them.
 #pragma once
 
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <string>
 

@@ -1,7 +1,7 @@
 #include "process_image.h"
 
+#include "lararium/os/linux/tasks.h"
 #include "maps.h"
-#include "tasks.h"
 #include "vfs.h"
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // What a core file of a process needs, beside its memory.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/operating_system.h"
+#include "lararium/os/linux/kernel.h"
 #include "lararium/vm/vcpu.h"
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Bounded in-order walks through the kernel's red-black trees (struct rb_root).
 #pragma once
 
-#include "list.h"
+#include "lararium/os/linux/list.h"
 
 #include <vector>
 

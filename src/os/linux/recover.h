@@ -1,8 +1,8 @@
 // A file's contents from the guest's page cache.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <cstdint>
 #include <functional>

@@ -1,8 +1,8 @@
 #include "sockets.h"
 
 #include "fdtable.h"
+#include "lararium/os/linux/tasks.h"
 #include "namespaces_net.h"
-#include "tasks.h"
 
 #include <algorithm>
 #include <arpa/inet.h>

@@ -1,8 +1,8 @@
 // Sockets of all network namespaces.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
 
 namespace lararium::linux_guest {
 

@@ -8,20 +8,25 @@
 #include "interfaces.h"
 #include "kernel_log.h"
 #include "lararium/os/linux.h"
+#include "lararium/os/linux/modules.h"
+#include "lararium/os/linux/tasks.h"
 #include "locate.h"
 #include "maps.h"
-#include "modules.h"
 #include "mounts.h"
 #include "process_image.h"
 #include "recover.h"
 #include "sockets.h"
-#include "tasks.h"
 
 #include <algorithm>
 #include <array>
 #include <fmt/format.h>
 
 namespace lararium::linux_guest {
+
+const Kernel *kernel_of(const OperatingSystem &system) {
+  const auto *own = dynamic_cast<const LinuxSystem *>(&system);
+  return own != nullptr ? &own->kernel() : nullptr;
+}
 
 void LinuxSystem::refresh() {
   target_.memory->refresh();

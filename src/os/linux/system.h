@@ -1,8 +1,8 @@
 // Linux behind the interface of an operating system: delegates to one function per view.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/operating_system.h"
+#include "lararium/os/linux/kernel.h"
 #include "lararium/vm/target.h"
 
 #include <memory>
@@ -13,6 +13,8 @@ namespace lararium::linux_guest {
 class LinuxSystem final : public OperatingSystem {
 public:
   LinuxSystem(const Target &target, std::unique_ptr<Kernel> kernel) : target_(target), kernel_(std::move(kernel)) {}
+
+  [[nodiscard]] const Kernel &kernel() const { return *kernel_; }
 
   void refresh() override;
   [[nodiscard]] Result<SystemInfo> info() override;

@@ -1,4 +1,4 @@
-#include "tasks.h"
+#include "lararium/os/linux/tasks.h"
 
 #include "paths.h"
 

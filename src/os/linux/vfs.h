@@ -1,9 +1,9 @@
 // Members of the virtual file system's structures that several views read.
 #pragma once
 
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/tasks.h"
 #include "paths.h"
-#include "tasks.h"
 
 #include <cstdint>
 #include <string>

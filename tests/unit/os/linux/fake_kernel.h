@@ -1,8 +1,8 @@
 // A kernel in fake memory: 4 MiB of RAM that is mapped where the kernel maps all of memory, with types made by hand.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/driver/fake.h"
+#include "lararium/os/linux/kernel.h"
 #include "symbols/btf_builder.h"
 
 #include <memory>
@@ -28,7 +28,9 @@ public:
     source.symbols = std::move(symbols);
     if (auto profile = Profile::build(source))
       kernel = std::make_unique<Kernel>(
-          memory, KernelLocation{{tables.root(), static_cast<int>(tables.levels())}, direct_map, Gpa{0}, fake_ram, "test"}, *profile);
+          memory,
+          KernelLocation{{tables.root(), static_cast<int>(tables.levels())}, direct_map, Gpa{0}, fake_ram, "test"},
+          *profile);
   }
 
   // Writes at an address of the direct map.

@@ -1,4 +1,4 @@
-#include "list.h"
+#include "lararium/os/linux/list.h"
 
 #include "lararium/driver/fake.h"
 

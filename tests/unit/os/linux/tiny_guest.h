@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../../symbols/btf_builder.h"
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
 #include "lararium/symbols/profile.h"
 #include "lararium/vm/physical_memory.h"
 

@@ -1,4 +1,4 @@
-#include "xarray.h"
+#include "lararium/os/linux/xarray.h"
 
 #include "fake_kernel.h"
 

@@ -1,9 +1,9 @@
 // Tasks: the walk through the task list, and what `ps` shows of each.
 #pragma once
 
-#include "kernel.h"
 #include "lararium/os/common/operating_system.h"
-#include "list.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/list.h"
 
 #include <functional>
 #include <optional>

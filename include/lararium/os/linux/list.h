@@ -1,7 +1,7 @@
 // Bounded walks through the kernel's linked lists, which a guest may have bent into anything.
 #pragma once
 
-#include "kernel.h"
+#include "lararium/os/linux/kernel.h"
 
 #include <cstdint>
 

@@ -1,8 +1,8 @@
 // Walks through XArrays, radix trees and IDRs.
 #pragma once
 
-#include "kernel.h"
-#include "list.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/list.h"
 
 #include <cstdint>
 #include <functional>

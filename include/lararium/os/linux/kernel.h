@@ -3,9 +3,9 @@
 
 #include "lararium/base/result.h"
 #include "lararium/os/common/views.h"
+#include "lararium/os/linux/layout.h"
 #include "lararium/space/address_space.h"
 #include "lararium/symbols/profile.h"
-#include "layout.h"
 
 #include <cstdint>
 #include <memory>

@@ -1,0 +1,106 @@
+// What a check is. A check is one file in src/detect/: it defines a class and registers it with LARARIUM_CHECK; nothing
+// else lists it.
+//
+// A check looks at a guest that runs on and may lie. It reports what it saw; whether that was a race is decided by
+// looking again (runner.h). It never pauses, never writes, bounds every loop, and treats what cannot be read as
+// nothing seen, unless that itself is wrong.
+#pragma once
+
+#include "lararium/base/result.h"
+#include "lararium/detect/code_map.h"
+#include "lararium/os/common/operating_system.h"
+#include "lararium/os/linux/kernel.h"
+#include "lararium/record/record.h"
+#include "lararium/vm/target.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace lararium::detect {
+
+// One look at one guest: what all checks of that look share, read at its first use.
+class Scene {
+public:
+  // `system` must be of Linux: create() says so otherwise. All must outlive the scene.
+  [[nodiscard]] static Result<std::unique_ptr<Scene>> create(const Target &target, OperatingSystem &system);
+
+  [[nodiscard]] OperatingSystem &system() const { return *system_; }
+  [[nodiscard]] const linux_guest::Kernel &kernel() const { return *kernel_; }
+  [[nodiscard]] std::span<const VcpuRegisters> vcpus() const { return vcpus_; } // empty: they cannot be had
+  [[nodiscard]] const CodeMap &code() const { return code_; }
+  [[nodiscard]] const std::vector<Process> &processes() const; // with arguments and paths
+  [[nodiscard]] Actor actor(const Process &process) const;
+
+  // "do_one_initcall+0x12 [module]", for people; the bare address where nothing is known of it.
+  [[nodiscard]] std::string describe(Gva address) const;
+
+private:
+  Scene(OperatingSystem &system, const linux_guest::Kernel &kernel) : system_(&system), kernel_(&kernel) {}
+  OperatingSystem *system_;
+  const linux_guest::Kernel *kernel_;
+  std::vector<VcpuRegisters> vcpus_;
+  CodeMap code_;
+  mutable std::optional<std::vector<Process>> processes_;
+};
+
+// Takes findings, and no more of them than somebody could read.
+class Findings {
+public:
+  static constexpr std::size_t limit = 256;
+  Finding &add(Finding finding) {
+    if (items_.size() < limit) {
+      items_.push_back(std::move(finding));
+      return items_.back();
+    }
+    ++left_out_;
+    overflow_ = std::move(finding);
+    return overflow_;
+  }
+  [[nodiscard]] const std::vector<Finding> &items() const { return items_; }
+  [[nodiscard]] std::vector<Finding> &items() { return items_; }
+  [[nodiscard]] std::size_t left_out() const { return left_out_; }
+
+private:
+  std::vector<Finding> items_;
+  Finding overflow_;
+  std::size_t left_out_ = 0;
+};
+
+// An object lives as long as its target is watched, so that it can remember what it saw at its first look.
+class Check {
+public:
+  Check() = default;
+  Check(const Check &) = delete;
+  Check &operator=(const Check &) = delete;
+  virtual ~Check() = default;
+  // An error: the check could not be made at all, and why. Called again for each look.
+  [[nodiscard]] virtual Result<void> look(const Scene &scene, Findings &findings) = 0;
+};
+
+struct CheckEntry {
+  const char *name;       // "syscalls"
+  const char *techniques; // MITRE ATT&CK, space-separated
+  const char *summary;    // one line for `check --list`
+  const char *explained;  // what is compared with what, what it cannot see
+  std::unique_ptr<Check> (*make)();
+};
+
+// All registered checks, by name.
+[[nodiscard]] std::vector<const CheckEntry *> all_checks();
+
+} // namespace lararium::detect
+
+// The linker gathers the entries in a section of their own: no list to edit, and no code that runs before main().
+#define LARARIUM_CHECK(class_name, name, techniques, summary, explained)                                               \
+  namespace {                                                                                                          \
+  constexpr ::lararium::detect::CheckEntry class_name##_entry = {                                                      \
+      name, techniques, summary, explained,                                                                            \
+      []() -> std::unique_ptr<::lararium::detect::Check> { return std::make_unique<class_name>(); }};                  \
+  [[gnu::section("lararium_checks"),                                                                                   \
+    gnu::used]] constexpr const ::lararium::detect::CheckEntry *const class_name##_registration = &class_name##_entry; \
+  }
