@@ -6,7 +6,7 @@
 namespace lararium::cli {
 
 inline constexpr int exit_success = 0;
-inline constexpr int exit_findings = 20; // `check` found something
+inline constexpr int exit_findings = 20;          // `check` found something
 inline constexpr int exit_reader_went_away = 141; // 128 + SIGPIPE, as a shell reports it
 
 [[nodiscard]] constexpr int exit_code_of(ErrorCode code) {

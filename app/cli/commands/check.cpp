@@ -224,7 +224,7 @@ private:
   std::optional<std::string> only_, skip_;
 };
 
-LARARIUM_COMMAND(CheckCommand, "check", kernel, vm, "looks for signs of tampering and intrusion")
+LARARIUM_COMMAND(CheckCommand, "check", security, vm, "looks for signs of tampering and intrusion")
 
 } // namespace
 } // namespace lararium::cli
