@@ -3,6 +3,7 @@
 #include "lararium/base/unique_fd.h"
 #include "lararium/driver/dump.h"
 #include "lararium/driver/qemu.h"
+#include "lararium/driver/replay.h"
 #include "lararium/os/linux.h"
 #include "lararium/symbols/isf.h"
 #include "output.h"
@@ -27,6 +28,10 @@ FileKind kind_of_file(const std::string &path) {
   return S_ISREG(status.st_mode) || S_ISBLK(status.st_mode) ? FileKind::regular
          : S_ISSOCK(status.st_mode)                         ? FileKind::socket
                                                             : FileKind::other;
+}
+
+Result<Target> open_file(const std::string &path) {
+  return is_recording(path) ? open_recording(path) : open_dump(path);
 }
 
 VmListing listing_of(qemu::VmSummary vm) {
@@ -91,7 +96,7 @@ public:
     const FileKind kind = kind_of_file(name);
     const bool is_path = name.find('/') != name.npos;
     if (is_path && kind == FileKind::regular)
-      return open_dump(name);
+      return open_file(name);
     if (is_path && kind != FileKind::socket)
       return fail(ErrorCode::not_found, fmt::format("{} is neither a dump nor a QMP socket", name));
     auto vm = qemu::find(name);
@@ -99,7 +104,7 @@ public:
       return qemu::attach(*vm);
     // A name without a slash means a VM first, and a dump in this folder second.
     if (vm.error().code == ErrorCode::not_found && kind == FileKind::regular)
-      return open_dump(name);
+      return open_file(name);
     return std::unexpected(vm.error());
   }
 

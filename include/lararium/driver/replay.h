@@ -37,6 +37,8 @@ public:
   [[nodiscard]] Result<void> save(const std::string &path) const;
 };
 
+// Whether a file begins as a recording does, of this version or another.
+[[nodiscard]] bool is_recording(const std::string &path);
 // A target of which only the recorded pages can be read; all other reads fail.
 [[nodiscard]] Result<Target> open_recording(const std::string &path);
 [[nodiscard]] Result<Target> decode_recording(Bytes recording);

@@ -6,6 +6,7 @@
 #include "lararium/base/unique_fd.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -200,6 +201,13 @@ Result<void> Recorder::save(const std::string &path) const {
 Result<Target> decode_recording(Bytes file) {
   TRY_ASSIGN(replay::Recording recording, replay::decode(file));
   return replay::make_target(std::move(recording));
+}
+
+bool is_recording(const std::string &path) {
+  const UniqueFd descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  std::array<char, replay::magic_name.size()> head{};
+  return descriptor && ::pread(descriptor.get(), head.data(), head.size(), 0) == ssize_t{head.size()} &&
+         std::string_view(head.data(), head.size()) == replay::magic_name;
 }
 
 Result<Target> open_recording(const std::string &path) {

@@ -7,7 +7,8 @@
 namespace lararium::replay {
 namespace {
 
-constexpr char magic[8] = {'L', 'A', 'R', 'A', 'R', 'E', 'C', 1};
+constexpr char magic[8] = {'L', 'A', 'R', 'A', 'R', 'E', 'C', 1}; // magic_name and the version
+static_assert(std::string_view(magic, sizeof(magic) - 1) == magic_name);
 constexpr std::uint32_t text_limit = 1 << 20;
 constexpr std::uint32_t list_limit = 1 << 20;
 // A recording is made once and read in every test run, so much time may go into making it small; but a whole kernel

@@ -15,6 +15,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 namespace lararium::replay {
@@ -32,6 +33,7 @@ struct Recording {
   std::vector<Page> pages;           // of the same length
 };
 
+inline constexpr std::string_view magic_name = "LARAREC"; // in every version
 inline constexpr std::uint64_t payload_limit = std::uint64_t{256} << 20;
 
 [[nodiscard]] Result<std::vector<std::byte>> encode(const Recording &recording);

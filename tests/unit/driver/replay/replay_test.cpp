@@ -146,7 +146,14 @@ TEST(Recording, SavesAndOpens) {
   ASSERT_TRUE(recorder);
   ASSERT_TRUE((*recorder)->save(path));
   EXPECT_TRUE(open_recording(path));
+  EXPECT_TRUE(is_recording(path));
+  std::filesystem::resize_file(path, 7); // of no version
+  EXPECT_TRUE(is_recording(path));
+  EXPECT_FALSE(open_recording(path));
+  std::filesystem::resize_file(path, 6);
+  EXPECT_FALSE(is_recording(path));
   std::filesystem::remove(path);
+  EXPECT_FALSE(is_recording(path));
   const auto gone = open_recording(path);
   ASSERT_FALSE(gone);
   EXPECT_EQ(gone.error().code, ErrorCode::not_found);
