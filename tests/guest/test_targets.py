@@ -166,7 +166,7 @@ class Targets(unittest.TestCase):
         before = self.row(guest.pid)["ram_bytes"]
         guest.hotplug_memory("512M")
         guest.check("mount -o remount,size=900M /dev/shm; dd if=/dev/zero bs=1M count=640 2>/dev/null | tr '\\0' x "
-                    ">/dev/shm/big")
+                    ">/dev/shm/big", timeout=400)
         jobs = [guest.start("workload spawn 20") for _ in range(3)]
         self.assert_sees_its_processes(guest)
         self.assertEqual(self.row(guest.pid)["ram_bytes"], before + (512 << 20))

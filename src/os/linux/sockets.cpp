@@ -420,7 +420,8 @@ private:
   const std::vector<NetNamespace> &spaces_;
   SocketSet &set_;
   ViewStatus &status_;
-  std::size_t steps_left_ = (1 << 20) + kernel_.memory().total_size() / 128;
+  // The smallest that hangs there is a TIME_WAIT socket of some 250 bytes.
+  std::size_t steps_left_ = (1 << 18) + kernel_.memory().total_size() / 256;
 };
 
 // Describes one socket as /proc/net and ss do.
