@@ -69,7 +69,15 @@ public:
   [[nodiscard]] virtual Result<void> run(Context &context) = 0;
 };
 
-enum class Group : std::uint8_t { machine, security, processes, kernel, network, memory, program }; // in the order of the help
+enum class Group : std::uint8_t {
+  machine,
+  security,
+  processes,
+  kernel,
+  network,
+  memory,
+  program
+};                                              // in the order of the help
 enum class Subject : std::uint8_t { none, vm }; // VM: the first argument names one
 
 struct CommandEntry {

@@ -277,7 +277,8 @@ std::string usage_line(const CommandEntry &entry, const Syntax &syntax) {
 }
 
 std::string general_help(const Device &device) {
-  constexpr std::string_view headings[] = {"The machine", "Security", "Processes", "Kernel", "Network", "Memory", "The program"};
+  constexpr std::string_view headings[] = {"The machine", "Security", "Processes",  "Kernel",
+                                           "Network",     "Memory",   "The program"};
   const std::size_t columns = help_columns(device);
   std::string out = "Looks into running QEMU/KVM virtual machines, and dumps of them, from outside.\n\n"
                     "lararium COMMAND [VM] [ARGUMENT...] [OPTION...]\n\n"
