@@ -86,6 +86,7 @@ public:
   [[nodiscard]] std::uint32_t count() const override;
   [[nodiscard]] std::optional<TypeInfo> info(TypeId id) const override;
   [[nodiscard]] std::vector<MemberInfo> members(TypeId id) const override;
+  [[nodiscard]] std::vector<MemberInfo> members_for(TypeId id, std::string_view name) const override;
   [[nodiscard]] std::vector<Enumerator> enumerators(TypeId id) const override;
   [[nodiscard]] std::optional<TypeId> find(std::string_view name) const override;
   [[nodiscard]] std::optional<std::int64_t> enumerator(std::string_view name) const override;
@@ -94,6 +95,7 @@ private:
   struct Record;
   [[nodiscard]] std::optional<Record> record(TypeId id) const;
   [[nodiscard]] std::string_view text(std::uint32_t offset) const;
+  template <class Wanted> [[nodiscard]] std::vector<MemberInfo> collect_members(TypeId id, Wanted &&wanted) const;
 
   BtfSections sections_;
   BtfIndexView index_;

@@ -75,6 +75,9 @@ public:
   // Of structures and unions; of function prototypes the parameters, without offsets. At most `count` of the TypeInfo,
   // empty for what has none.
   [[nodiscard]] virtual std::vector<MemberInfo> members(TypeId id) const = 0;
+  // Of these, those that are called `name` and those that have no name: what a search for `name` looks at. A view
+  // resolves a hundred members, most of them of structures that have hundreds.
+  [[nodiscard]] virtual std::vector<MemberInfo> members_for(TypeId id, std::string_view name) const;
   struct Enumerator {
     std::string_view name;
     std::int64_t value = 0;

@@ -87,9 +87,8 @@ std::optional<TypeInfo> BtfTypes::info(TypeId id) const {
   return info;
 }
 
-std::vector<MemberInfo> BtfTypes::members(TypeId id) const {
-  if (id != 0 && id <= base_count_)
-    return base_.types->members(id);
+// `wanted(name)` gets where a member's name lies in the strings.
+template <class Wanted> std::vector<MemberInfo> BtfTypes::collect_members(TypeId id, Wanted &&wanted) const {
   const auto found = record(id);
   if (!found)
     return {};
@@ -103,14 +102,16 @@ std::vector<MemberInfo> BtfTypes::members(TypeId id) const {
   const std::size_t there =
       std::min<std::size_t>({found->entry.count(), btf_member_limit, (sections_.types.size() - found->behind) / step});
   std::vector<MemberInfo> result;
-  result.reserve(there);
   for (std::size_t i = 0; i < there; ++i) {
     if (!aggregate) {
       const auto parameter = *load<ParameterEntry>(sections_.types, found->behind + i * step);
-      result.push_back({text(parameter.name), parameter.type, 0, 0});
+      if (wanted(parameter.name))
+        result.push_back({text(parameter.name), parameter.type, 0, 0});
       continue;
     }
     const auto entry = *load<MemberEntry>(sections_.types, found->behind + i * step);
+    if (!wanted(entry.name))
+      continue;
     MemberInfo member{text(entry.name), entry.type, entry.offset, 0};
     if (found->entry.kind_flag()) {
       member.bit_offset = entry.offset & 0xffffff;
@@ -129,6 +130,26 @@ std::vector<MemberInfo> BtfTypes::members(TypeId id) const {
     result.push_back(member);
   }
   return result;
+}
+
+std::vector<MemberInfo> BtfTypes::members(TypeId id) const {
+  if (id != 0 && id <= base_count_)
+    return base_.types->members(id);
+  return collect_members(id, [](std::uint32_t) { return true; });
+}
+
+std::vector<MemberInfo> BtfTypes::members_for(TypeId id, std::string_view name) const {
+  if (id != 0 && id <= base_count_)
+    return base_.types->members_for(id, name);
+  const char first = name.empty() ? '\0' : name.front();
+  return collect_members(id, [&](std::uint32_t offset) {
+    const bool in_base = offset < base_.strings.size();
+    const Bytes strings = in_base ? base_.strings : sections_.strings;
+    const std::size_t at = in_base ? offset : offset - base_.strings.size();
+    // Most names differ in their first character.
+    const char start = at < strings.size() ? static_cast<char>(strings[at]) : '\0';
+    return start == '\0' || (start == first && text(offset) == name);
+  });
 }
 
 std::vector<Types::Enumerator> BtfTypes::enumerators(TypeId id) const {

@@ -2,6 +2,7 @@
 // may nest without end, sizes may overflow. Depth and work are bounded; beyond the bounds there is no such field.
 #include "lararium/symbols/types.h"
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
 
@@ -25,9 +26,11 @@ public:
   MemberSearch(const Types &types) : types_(types) {}
 
   std::optional<Place> find(TypeId type, std::string_view name, int depth = 0) {
-    for (const auto &member : types_.members(type)) {
-      if (++visited_ > visit_limit)
-        return std::nullopt;
+    const auto aggregate = types_.info(type);
+    if (!aggregate || visited_ > visit_limit)
+      return std::nullopt;
+    visited_ += std::min(aggregate->count, visit_limit);
+    for (const auto &member : types_.members_for(type, name)) {
       if (member.name == name)
         return Place{member.type, member.bit_offset, member.bit_size};
       if (!member.name.empty() || depth == nesting_limit)
@@ -104,6 +107,12 @@ std::optional<FieldLocation> located(const Types &types, const Place &place) {
 }
 
 } // namespace
+
+std::vector<MemberInfo> Types::members_for(TypeId id, std::string_view name) const {
+  auto result = members(id);
+  std::erase_if(result, [&](const MemberInfo &member) { return !member.name.empty() && member.name != name; });
+  return result;
+}
 
 std::optional<FieldLocation> Types::field(std::string_view type, std::string_view path) const {
   const auto id = find(type);

@@ -71,6 +71,27 @@ TEST(Btf, FindsMembersThroughNestedAndAnonymousStructures) {
   EXPECT_FALSE(types->size_of(0));
 }
 
+TEST(Btf, MembersForANameAreThatOneAndThoseWithoutName) {
+  BtfBuilder builder;
+  const auto number = builder.integer("int", 4, true);
+  const auto inner = builder.structure("", 8, {{"x", number, 0}});
+  const auto outer = builder.structure(
+      "outer", 32, {{"a", number, 0}, {"ab", number, 32}, {"", inner, 64}, {"abc", number, 128}, {"b", number, 160}});
+  const auto types = parse(builder);
+  ASSERT_TRUE(types);
+  const auto names = [&](std::string_view name) {
+    std::string text;
+    for (const auto &member : types->members_for(outer, name))
+      text += "<" + std::string(member.name) + ">" + std::to_string(member.bit_offset);
+    return text;
+  };
+  EXPECT_EQ(names("ab"), "<ab>32<>64");
+  EXPECT_EQ(names("abc"), "<>64<abc>128");
+  EXPECT_EQ(names("nothing"), "<>64");
+  EXPECT_TRUE(types->members_for(number, "a").empty());
+  EXPECT_TRUE(types->members_for(0, "a").empty());
+}
+
 TEST(Btf, TellsBitFieldsOfBothEncodings) {
   BtfBuilder builder;
   const auto word = builder.integer("unsigned int", 4);
