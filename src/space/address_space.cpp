@@ -19,12 +19,34 @@ const AddressSpace::CacheLine *AddressSpace::look_up(Gva address) const {
   CacheLine &line = cache_[slot_of(address)];
   if (line.tag == tag_of(address))
     return &line;
-  const auto translation = translate(address.page());
-  if (!translation)
+  const auto physical = page_of(address.page());
+  if (!physical)
     return nullptr;
-  const Bytes bytes = memory_->view(translation->address);
-  line = {tag_of(address), translation->address, bytes.size() >= page_size ? bytes.data() : nullptr};
+  const Bytes bytes = memory_->view(*physical);
+  line = {tag_of(address), *physical, bytes.size() >= page_size ? bytes.data() : nullptr};
   return &line;
+}
+
+std::optional<Gpa> AddressSpace::page_of(Gva page) const {
+  constexpr std::uint64_t unit_bytes = std::uint64_t{1} << large_page_shift;
+  const std::uint64_t unit = page.value >> large_page_shift, within = page.value & (unit_bytes - 1);
+  LargePage &large = large_pages_[unit % large_page_lines];
+  if (large.tag == unit + 1)
+    return large.physical + within;
+  const auto translation = translate(page);
+  if (!translation)
+    return std::nullopt;
+  if (translation->page_bytes >= unit_bytes)
+    large = {unit + 1, Gpa{translation->address.value - within}};
+  return translation->address;
+}
+
+void AddressSpace::expect(std::span<const Gva> addresses) const {
+  expected_.clear();
+  for (const Gva address : addresses)
+    if (const CacheLine *line = look_up(address))
+      expected_.push_back(line->physical + address.page_offset());
+  memory_->expect(expected_);
 }
 
 bool AddressSpace::read_slowly(Gva address, std::span<std::byte> out) const {

@@ -1,6 +1,7 @@
 #include "lararium/vm/physical_memory.h"
 
 #include <algorithm>
+#include <array>
 
 namespace lararium {
 
@@ -29,6 +30,25 @@ std::vector<RamRange> PhysicalMemory::populated(Gpa base, std::uint64_t size) co
     result.push_back({Gpa{from}, to - from, range->block});
   }
   return result;
+}
+
+void PhysicalMemory::expect(std::span<const Gpa> addresses) const {
+  // Loads that depend on nothing wait for memory together. Prefetches are slower: a processor may drop one whose
+  // translation it has to look for (measured with 10,000 tasks: 33 ms with prefetches, 26 ms with loads).
+  std::array<const std::byte *, 64> places;
+  std::size_t count = 0;
+  const auto load_all = [&] {
+    for (std::size_t i = 0; i < count; ++i)
+      static_cast<void>(*static_cast<const volatile std::byte *>(places[i]));
+    count = 0;
+  };
+  for (const Gpa address : addresses)
+    if (const Bytes bytes = view(address); !bytes.empty()) {
+      places[count++] = bytes.data();
+      if (count == places.size())
+        load_all();
+    }
+  load_all();
 }
 
 bool PhysicalMemory::read_unmapped(Gpa address, std::span<std::byte> out) const {

@@ -49,6 +49,11 @@ constexpr Gva sign_extend(std::uint64_t address, int levels) {
   return Gva{static_cast<std::uint64_t>(static_cast<std::int64_t>(address << shift) >> shift)};
 }
 
+// Where the entry for `address` lies in a table of `level` (1: the lowest).
+constexpr Gpa entry_address(Gpa table, Gva address, int level) {
+  return table + 8 * (address.value >> (12 + 9 * (level - 1)) & 511);
+}
+
 // Walks at most `levels` tables, so that tables which point to themselves end like all others. `read_entry(Gpa)` gives
 // std::optional<std::uint64_t>.
 template <class ReadEntry>
@@ -59,7 +64,7 @@ constexpr std::optional<Translation> translate(PageTableRoot root, Gva address, 
   Gpa table = root.table;
   for (int level = root.levels; level >= 1; --level) {
     const int shift = 12 + 9 * (level - 1);
-    const std::optional<std::uint64_t> value = read_entry(table + 8 * (address.value >> shift & 511));
+    const std::optional<std::uint64_t> value = read_entry(entry_address(table, address, level));
     if (!value || (*value & entry::present) == 0)
       return std::nullopt;
     result.writable &= (*value & entry::writable) != 0;

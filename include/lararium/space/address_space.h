@@ -32,7 +32,10 @@ public:
   [[nodiscard]] const PhysicalMemory &memory() const { return *memory_; }
 
   [[nodiscard]] std::optional<x86_64::Translation> translate(Gva address) const;
-  void flush() const { cache_.fill({}); }
+  void flush() const {
+    cache_.fill({});
+    large_pages_.fill({});
+  }
 
   // All of `out` or false; on false what is in `out` is unspecified.
   [[nodiscard]] bool read(Gva address, std::span<std::byte> out) const {
@@ -59,6 +62,9 @@ public:
     return std::nullopt;
   }
 
+  // PhysicalMemory::expect() of what these addresses lead to.
+  void expect(std::span<const Gva> addresses) const;
+
   // The bytes up to the first NUL, at most `limit`; nothing when the first byte cannot be read. A string that runs into
   // an unmapped page ends there.
   [[nodiscard]] std::optional<std::string> read_c_string(Gva address, std::size_t limit) const;
@@ -76,7 +82,14 @@ private:
     Gpa physical;
     const std::byte *host = nullptr; // the page in our own memory where the driver has it mapped
   };
-  static constexpr std::size_t cache_lines = 1024;
+  // What a large page of the guest maps needs no walk for each of its small pages: most of what a kernel has at hand
+  // lies in such ones.
+  struct LargePage {
+    std::uint64_t tag = 0; // number of the 2 MiB unit + 1
+    Gpa physical;
+  };
+  static constexpr std::size_t cache_lines = 1024, large_page_lines = 256;
+  static constexpr std::uint64_t large_page_shift = 21;
   static constexpr std::uint64_t tag_of(Gva address) { return (address.value >> 12) + 1; }
   static constexpr std::size_t slot_of(Gva address) {
     const std::uint64_t page = address.value >> 12;
@@ -84,11 +97,14 @@ private:
   }
   [[nodiscard]] bool read_slowly(Gva address, std::span<std::byte> out) const;
   [[nodiscard]] const CacheLine *look_up(Gva address) const;
+  [[nodiscard]] std::optional<Gpa> page_of(Gva page) const;
   [[nodiscard]] std::optional<std::uint64_t> read_entry(Gpa address) const;
 
   const PhysicalMemory *memory_;
   x86_64::PageTableRoot root_;
   mutable std::array<CacheLine, cache_lines> cache_{};
+  mutable std::array<LargePage, large_page_lines> large_pages_{};
+  mutable std::vector<Gpa> expected_; // expect()'s own
 };
 
 // As many bytes from the start as are mapped, walking `root` with no cache: for a few reads each in many address

@@ -55,6 +55,10 @@ public:
   // out, so that a search or a dump does not read (and thereby allocate) it. The default is the whole.
   [[nodiscard]] virtual std::vector<RamRange> populated(Gpa base, std::uint64_t size) const;
 
+  // Says that these addresses will be read soon, so that a driver can have them at hand by then: many at once cost less
+  // than one by one. Nothing else comes of it, whatever the addresses are.
+  virtual void expect(std::span<const Gpa> addresses) const;
+
   // Drops what the driver cached of the guest's memory, so that the next reads see now. Called before each view.
   virtual void refresh() {}
 

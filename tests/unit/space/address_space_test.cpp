@@ -71,6 +71,39 @@ TEST_P(Space, LargePages) {
   EXPECT_FALSE(space.read<std::uint8_t>(base + two_mib));
 }
 
+TEST_P(Space, ALargePageIsWalkedOnce) {
+  tables_.map(base, content, PageSize::large_2m);
+  tables_.map(base + (2 << 20), content + 7 * page_size); // the next 2 MiB have small pages
+  tables_.map(base + (2 << 20) + page_size, content + 3 * page_size);
+  for (std::uint64_t page = 0; page < 8; ++page)
+    memory_.write_value(content + page * page_size, page);
+  const AddressSpace space = this->space();
+  EXPECT_EQ(space.read<std::uint64_t>(base), 0U);
+  const auto walked = memory_.read_count();
+  EXPECT_EQ(space.read<std::uint64_t>(base + 5 * page_size), 5U);
+  EXPECT_EQ(memory_.read_count(), walked + 1);
+  EXPECT_EQ(space.read<std::uint64_t>(base + (2 << 20)), 7U);
+  EXPECT_EQ(space.read<std::uint64_t>(base + (2 << 20) + page_size), 3U);
+
+  tables_.map(base, content + (2 << 20), PageSize::large_2m);
+  EXPECT_EQ(space.read<std::uint64_t>(base + 6 * page_size), 6U); // kept, as all translations are
+  space.flush();
+  EXPECT_EQ(space.read<std::uint64_t>(base + 6 * page_size), 0U);
+}
+
+TEST_P(Space, WhatIsExpectedIsReadAsBefore) {
+  tables_.map(base, content);
+  memory_.write_value<std::uint64_t>(content + 16, 42);
+  const AddressSpace space = this->space();
+  const std::array places{base + 16, base + page_size, Gva{0x4141414141414141}, Gva{0}}; // all but one lead nowhere
+  space.expect(places);
+  EXPECT_EQ(space.read<std::uint64_t>(base + 16), 42U);
+  EXPECT_FALSE(space.read<std::uint64_t>(base + page_size));
+  // Nothing is kept of what is behind them.
+  memory_.write_value<std::uint64_t>(content + 16, 43);
+  EXPECT_EQ(space.read<std::uint64_t>(base + 16), 43U);
+}
+
 TEST_P(Space, MappingsAreKeptUntilTheFlush) {
   tables_.map(base, content);
   fill(content, 8, 1);
