@@ -28,6 +28,13 @@ class HostMemory {
 public:
   [[nodiscard]] static Result<HostMemory> open(const Process &process);
   [[nodiscard]] bool read(Hva address, std::span<std::byte> out) const;
+  // Fills as many of `pages`, from the first on, as one system call can, and says how many.
+  struct Page {
+    Hva address;
+    std::byte *out;
+  };
+  static constexpr std::size_t pages_at_once = 256;
+  [[nodiscard]] std::size_t read_pages(std::span<const Page> pages) const;
 
 private:
   HostMemory(UniqueFd file, UniqueFd pidfd, pid_t pid) : file_(std::move(file)), pidfd_(std::move(pidfd)), pid_(pid) {}
@@ -43,6 +50,7 @@ public:
                                                                 std::vector<GuestRegion> regions);
 
   [[nodiscard]] std::vector<RamRange> populated(Gpa base, std::uint64_t size) const override;
+  void expect(std::span<const Gpa> addresses) const override;
   void refresh() override { generation_++; }
 
   // "mapped (memfd)", "process_vm_readv"
@@ -64,12 +72,19 @@ private:
   struct Slot {
     std::uint64_t tag = 0; // host address of the granule
     std::uint64_t generation = 0;
+    std::uint64_t filled = 0;         // when, by count
     std::uint32_t begin = 0, end = 0; // what of the granule is there
   };
 
   explicit QemuMemory(HostMemory host) : host_(std::move(host)) {}
   [[nodiscard]] const Region *region_of(Gpa address) const;
   [[nodiscard]] bool read_private(const Region &region, Hva address, std::span<std::byte> out) const;
+  void make_cache() const;
+  [[nodiscard]] bool holds(const Slot &slot, std::uint64_t tag) const {
+    return slot.tag == tag && slot.generation == generation_;
+  }
+  [[nodiscard]] Slot &slot_for(std::uint64_t tag) const;
+  [[nodiscard]] std::byte *data_of(const Slot &slot) const;
   [[nodiscard]] bool read_cached(const Region &region, Hva address, std::span<std::byte> out) const;
   void add_data_runs(const Region &region, std::uint64_t begin, std::uint64_t end, std::vector<RamRange> &out) const;
   void add_present_runs(const Region &region, std::uint64_t begin, std::uint64_t end, std::vector<RamRange> &out) const;
@@ -81,8 +96,10 @@ private:
   std::vector<UniqueFd> files_;
   std::string access_;
   std::uint64_t generation_ = 1;
+  mutable std::uint64_t fills_ = 0;
   mutable std::vector<Slot> slots_;
   mutable std::unique_ptr<std::byte[]> cache_;
+  mutable std::vector<HostMemory::Page> expected_; // expect()'s own
 };
 
 } // namespace lararium::qemu

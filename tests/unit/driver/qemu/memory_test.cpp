@@ -1,5 +1,6 @@
 #include "lararium/driver/qemu/memory.h"
 
+#include <array>
 #include <cstring>
 #include <gtest/gtest.h>
 #include <memory>
@@ -89,6 +90,56 @@ TEST(QemuMemory, PrivateMemoryIsReadThroughACacheThatRefreshEmpties) {
   EXPECT_EQ(std::memcmp(all.data(), area.data(), length), 0);
   EXPECT_FALSE(memory->read(Gpa{0x100000} + 1, all));
   EXPECT_FALSE(memory->read(Gpa{0xfffff}, std::span(all).first(1)));
+}
+
+// More pages than the cache has room for, some of them more than once, one outside: what is read is right in any case.
+TEST(QemuMemory, ExpectedPagesOfPrivateMemoryComeTogether) {
+  constexpr std::size_t pages = 3000;
+  auto *const data = static_cast<std::byte *>(
+      ::mmap(nullptr, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(data, MAP_FAILED);
+  const auto write_all = [&](std::uint32_t salt) {
+    for (std::uint32_t page = 0; page < pages; page++) {
+      const std::uint32_t value = page + salt;
+      std::memcpy(data + page * page_size + 8, &value, sizeof value);
+    }
+  };
+  const Gpa base{0x100000};
+  const auto memory = open_memory({{base, pages * page_size, Hva{reinterpret_cast<std::uintptr_t>(data)}, "pc.ram"}});
+  ASSERT_NE(memory, nullptr);
+  const auto value_at = [&](std::uint32_t page) {
+    std::uint32_t value = 0;
+    EXPECT_TRUE(memory->read(base + page * page_size + 8, writable_bytes_of(value))) << page;
+    return value;
+  };
+  std::vector<Gpa> places{Gpa{0}, Gpa{UINT64_MAX}};
+  for (std::uint32_t page = 0; page < pages; page++)
+    places.insert(places.end(), {base + page * page_size, base + page * page_size + 8});
+
+  write_all(1);
+  memory->expect(places);
+  for (std::uint32_t page = 0; page < pages; page++)
+    ASSERT_EQ(value_at(page), page + 1);
+
+  // What is expected is there from then on, until a refresh.
+  const std::array few{base, base + 7 * page_size};
+  memory->refresh();
+  memory->expect(few);
+  write_all(2);
+  EXPECT_EQ(value_at(7), 8U);
+  EXPECT_EQ(value_at(8), 10U);
+  memory->refresh();
+  EXPECT_EQ(value_at(7), 9U);
+
+  // Pages that are gone do not take the others with them.
+  ASSERT_EQ(::munmap(data + 5 * page_size, page_size), 0);
+  memory->refresh();
+  memory->expect(places);
+  EXPECT_EQ(value_at(4), 6U);
+  EXPECT_EQ(value_at(6), 8U);
+  std::uint32_t value = 0;
+  EXPECT_FALSE(memory->read(base + 5 * page_size, writable_bytes_of(value)));
+  ::munmap(data, pages * page_size);
 }
 
 TEST(QemuMemory, UntouchedPrivatePagesAreNotPopulated) {
