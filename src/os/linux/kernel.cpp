@@ -19,6 +19,11 @@ std::optional<std::uint64_t> Kernel::read_field(Gva object, const FieldLocation 
     value >>= shift;
     return field.bit_size >= 64 ? value : value & ((std::uint64_t{1} << field.bit_size) - 1);
   }
+  // Nearly all have one of two sizes, and a copy of a known size is one instruction.
+  if (field.size == 8)
+    return space_.read<std::uint64_t>(object + field.offset);
+  if (field.size == 4)
+    return space_.read<std::uint32_t>(object + field.offset);
   std::uint64_t value = 0;
   if (field.size == 0 || field.size > 8 ||
       !space_.read(object + field.offset, writable_bytes_of(value).first(field.size)))

@@ -20,10 +20,14 @@ constexpr std::size_t argument_bytes_limit = 32 << 10;
 constexpr std::size_t argument_count_limit = 4096;
 constexpr std::uint32_t pf_kthread = 0x00200000; // include/linux/sched.h, unchanged since 2.6.27
 constexpr std::int32_t default_priority = 120;   // DEFAULT_PRIO
+constexpr std::size_t tasks_ahead = 32;          // that are expected at once: their memory fits the processor's caches
+constexpr std::uint64_t cache_line = 64;
 
 struct ListLayout {
   FieldLocation tasks, pid, tgid, signal, thread_head, thread_node, next_task_offset;
   std::uint64_t task_size = 0;
+  // The tasks that the last walk met: where those of the next walk lie, most likely. It serves expect() alone.
+  mutable std::vector<Gva> last_walk;
 
   static Result<ListLayout> resolve(const Kernel &kernel) {
     LayoutResolver layout(kernel.types());
@@ -57,6 +61,21 @@ std::size_t task_limit(const Kernel &kernel, std::uint64_t task_size) {
   return std::min<std::size_t>(pid_limit, kernel.memory().total_size() / (smallest_stack + task_size) + 64);
 }
 
+// Has the memory brought near that the walk is going to look at of these tasks.
+void expect_links(const Kernel &kernel, const ListLayout &layout, std::span<const Gva> tasks) {
+  std::vector<Gva> places;
+  for (const Gva task : tasks)
+    for (const FieldLocation &member : {layout.tasks, layout.pid, layout.tgid, layout.signal, layout.thread_node})
+      if (places.empty() || (places.back() - task) / cache_line != member.offset / cache_line)
+        places.push_back(task + member.offset);
+  kernel.space().expect(places);
+  places.clear();
+  for (const Gva task : tasks)
+    if (const auto signal = kernel.read_pointer(task, layout.signal); signal && kernel.is_kernel_address(*signal))
+      places.push_back(*signal + layout.thread_head.offset);
+  kernel.space().expect(places);
+}
+
 } // namespace
 
 Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, ViewStatus &status) {
@@ -74,8 +93,15 @@ Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, Vi
     tasks.clear();
     thread_problem.clear();
     bool threads_consistent = true;
+    std::vector<Gva> leaders;
+    leaders.reserve(layout.last_walk.size());
     walk = walk_list(kernel, *init_task + layout.tasks.offset, limit, [&](Gva node) {
       const Gva task = node - layout.tasks.offset;
+      if (leaders.size() % tasks_ahead == 0 && leaders.size() < layout.last_walk.size()) {
+        const auto rest = std::span(layout.last_walk).subspan(leaders.size());
+        expect_links(kernel, layout, rest.first(std::min(tasks_ahead, rest.size())));
+      }
+      leaders.push_back(task);
       const auto pid = kernel.read<std::int32_t>(task + layout.pid.offset);
       const auto tgid = kernel.read<std::int32_t>(task + layout.tgid.offset);
       if (!pid || !tgid)
@@ -105,6 +131,7 @@ Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, Vi
         tasks.push_back({task, *pid, *tgid});
       return tasks.size() < limit;
     });
+    layout.last_walk = std::move(leaders);
     if (walk.end == WalkEnd::stopped)
       walk.end = WalkEnd::limit;
     if (walk.consistent() && threads_consistent)
@@ -362,7 +389,16 @@ public:
   ProcessReader(const Kernel &kernel, const ProcessLayout &layout, const ProcessQuery &query,
                 std::optional<PathResolver> paths, ViewStatus &status)
       : kernel_(kernel), f_(layout), query_(query), paths_(std::move(paths)), boot_time_(boot_time_ns(kernel)),
-        status_(status), text_left_(view_text_limit(kernel)) {}
+        status_(status), text_left_(view_text_limit(kernel)) {
+    lines_.task = lines_of({f_.real_parent, f_.comm, f_.flags, f_.state, f_.exit_state, f_.start_time,
+                            f_.static_priority, f_.cpu, f_.login_uid, f_.real_cred, f_.thread_pid, f_.nsproxy,
+                            f_.signal, f_.mm, f_.utime, f_.stime, f_.exec_runtime, f_.cgroups});
+    lines_.signal = lines_of({f_.thread_count, f_.group_utime, f_.group_stime, f_.pids, f_.group_runtime, f_.tty});
+    lines_.cred =
+        lines_of({f_.uid, f_.fsgid, f_.cap_inheritable, f_.cap_bounding, f_.cap_ambient, f_.user_ns, f_.group_info});
+    lines_.pid = lines_of({f_.pid_level, f_.pid_numbers});
+    lines_.mm = lines_of({f_.pgd, f_.total_vm, f_.arg_start, f_.arg_end, f_.exe_file, f_.rss});
+  }
 
   Process read(const TaskEntry &entry) {
     Process p;
@@ -390,6 +426,44 @@ public:
     if (query_.paths)
       read_paths(p);
     return p;
+  }
+
+  // Has the memory brought near that read() is going to look at, for some tasks together: their objects lie anywhere,
+  // so that without this every step from one to the next would wait for memory, or cost a system call of its own.
+  // Nothing that is seen here is kept.
+  void expect(std::span<const TaskEntry> entries) {
+    for (const auto &entry : entries)
+      expect_lines(entry.task, lines_.task);
+    expect_now();
+
+    const auto follow_all = [&](const FieldLocation &member, const std::vector<std::uint64_t> &lines) {
+      for (const auto &entry : entries)
+        if (const auto target = kernel_.read_pointer(entry.task, member); target && kernel_.is_kernel_address(*target))
+          expect_lines(*target, lines);
+    };
+    follow_all(f_.signal, lines_.signal);
+    follow_all(f_.real_cred, lines_.cred);
+    follow_all(f_.thread_pid, lines_.pid);
+    if (query_.memory || query_.arguments || query_.paths)
+      follow_all(f_.mm, lines_.mm);
+    expect_now();
+
+    walks_.clear();
+    for (const auto &entry : entries) {
+      const auto mm = kernel_.read_pointer(entry.task, f_.mm);
+      if (!mm || !kernel_.is_kernel_address(*mm))
+        continue;
+      if (query_.paths)
+        if (const auto file = kernel_.read_pointer(*mm, f_.exe_file); file && kernel_.is_kernel_address(*file))
+          expected_.push_back(*file + f_.file_path.offset);
+      const auto pgd = query_.arguments ? kernel_.read_pointer(*mm, f_.pgd) : std::nullopt;
+      const auto begin = kernel_.read_pointer(*mm, f_.arg_start);
+      const auto root = pgd && begin ? page_table_of(kernel_, *pgd) : std::nullopt;
+      if (root && x86_64::is_canonical(*begin, root->levels))
+        walks_.push_back({root->table, *begin, root->levels});
+    }
+    expect_now();
+    expect_arguments();
   }
 
   // CPU time as /proc/PID/stat reports it: the ticks' ratio of user and system time applied to the exact run time
@@ -430,6 +504,53 @@ private:
   }
   template <class T> [[nodiscard]] T number(Gva object, const std::optional<FieldLocation> &field) const {
     return field ? number<T>(object, *field) : T{};
+  }
+
+  // The offsets of some members, one for each cache line.
+  static std::vector<std::uint64_t> lines_of(std::initializer_list<std::optional<FieldLocation>> members) {
+    std::vector<std::uint64_t> result;
+    for (const auto &member : members)
+      if (member)
+        result.push_back(member->offset / cache_line * cache_line);
+    std::ranges::sort(result);
+    result.erase(std::ranges::unique(result).begin(), result.end());
+    return result;
+  }
+  void expect_lines(Gva object, const std::vector<std::uint64_t> &offsets) {
+    for (const std::uint64_t offset : offsets)
+      expected_.push_back(object + offset);
+  }
+  void expect_now() {
+    kernel_.space().expect(expected_);
+    expected_.clear();
+  }
+
+  // All walks through page tables take each step together.
+  struct ArgumentWalk {
+    Gpa table;
+    Gva address;
+    int level = 0; // of `table`; 0: it is the page that holds the arguments
+  };
+  void expect_arguments() {
+    const auto place_of = [](const ArgumentWalk &walk) {
+      return walk.level == 0 ? walk.table + walk.address.page_offset()
+                             : x86_64::entry_address(walk.table, walk.address, walk.level);
+    };
+    for (int step = 0; step <= 5 && !walks_.empty(); ++step) { // five tables at most, and what they lead to
+      expected_places_.clear();
+      for (const auto &walk : walks_)
+        expected_places_.push_back(place_of(walk));
+      kernel_.memory().expect(expected_places_);
+      std::erase_if(walks_, [&](ArgumentWalk &walk) {
+        std::uint64_t value = 0;
+        if (walk.level == 0 || !kernel_.memory().read(place_of(walk), writable_bytes_of(value)) ||
+            (value & x86_64::entry::present) == 0 || (walk.level > 1 && (value & x86_64::entry::large) != 0))
+          return true;
+        walk.table = Gpa{value & x86_64::entry::address_mask};
+        --walk.level;
+        return false;
+      });
+    }
   }
 
   [[nodiscard]] std::string task_comm_at(Gva address, std::uint32_t size) const {
@@ -617,6 +738,12 @@ private:
   ViewStatus &status_;
   std::size_t text_left_;
   std::vector<std::byte> buffer_;
+  struct {
+    std::vector<std::uint64_t> task, signal, cred, pid, mm;
+  } lines_;
+  std::vector<Gva> expected_;
+  std::vector<Gpa> expected_places_;
+  std::vector<ArgumentWalk> walks_;
   std::unordered_map<std::uint64_t, std::string> cgroup_paths_;
 };
 
@@ -647,7 +774,14 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
   }
   ProcessReader reader(kernel, *layout, query, std::move(paths), view.status);
 
+  view.items.reserve(query.only_pid ? 1 : tasks.size());
+  std::size_t ahead = 0;
   for (std::size_t i = 0; i < tasks.size();) {
+    if (i >= ahead && !query.only_pid) {
+      const auto next = std::span(tasks).subspan(i, std::min(tasks_ahead, tasks.size() - i));
+      reader.expect(next);
+      ahead = i + next.size();
+    }
     // The threads of a process follow each other; the leader is among them.
     std::size_t end = i;
     while (end < tasks.size() && tasks[end].tgid == tasks[i].tgid)
