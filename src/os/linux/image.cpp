@@ -97,9 +97,7 @@ void set_build_id(ProfileSource &source, Bytes image, const Landmarks &landmarks
 // The profile with the types that the landmarks show, else with those that a search finds, else with none.
 Result<std::shared_ptr<const Profile>> build_with_types(ProfileSource &source, Bytes image, const Landmarks &landmarks,
                                                         std::vector<std::string> &warnings) {
-  const Bytes place = between(image, landmarks.btf_begin, landmarks.btf_end, btf_size_limit);
-  const std::vector<std::byte> copy(place.begin(), place.end()); // a live guest may change it
-  source.btf = copy;
+  source.btf = between(image, landmarks.btf_begin, landmarks.btf_end, btf_size_limit);
   if (btf_sections(source.btf))
     if (auto profile = Profile::build(source))
       return profile;

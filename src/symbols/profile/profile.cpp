@@ -155,6 +155,17 @@ public:
     return Bytes(image_).last(bytes.size());
   }
 
+  // Room for a section, as zeros, to be filled in place(); it may move with the next call.
+  void make_room(Section which, std::size_t size) {
+    const std::size_t offset = (image_.size() + 7) / 8 * 8;
+    header.sections[which] = {offset, size};
+    image_.resize(offset + size);
+  }
+  template <class T> std::span<T> place(Section which) {
+    const auto &[offset, size] = header.sections[which];
+    return {reinterpret_cast<T *>(image_.data() + offset), size / sizeof(T)};
+  }
+
   Result<std::vector<std::byte>> finish() {
     image_.resize((image_.size() + 7) / 8 * 8);
     if (image_.size() > size_limit)
@@ -197,21 +208,25 @@ Result<void> write_symbols(ImageWriter &image, const ProfileSource &source) {
       image_symbols = order.size();
   }
 
-  std::vector<SymbolRecord> records(order.size());
-  std::vector<char> names;
-  names.reserve(name_bytes);
+  image.make_room(Section::symbols, order.size() * sizeof(SymbolRecord));
+  image.make_room(Section::symbol_names, name_bytes);
+  image.make_room(Section::symbol_slots, name_index::slots_for(order.size()) * sizeof(std::uint32_t));
+  const auto records = image.place<SymbolRecord>(Section::symbols);
+  const auto names = image.place<char>(Section::symbol_names);
+  const auto slots = image.place<std::uint32_t>(Section::symbol_slots);
   std::vector<std::uint32_t> hashes(order.size());
+  std::size_t at = 0;
   for (std::size_t i = 0; i < order.size(); ++i) {
     const auto &symbol = source.symbols[order[i]];
-    records[i] = {symbol.value, static_cast<std::uint32_t>(names.size()),
-                  static_cast<std::uint16_t>(symbol.name.size()), symbol.type, 0};
-    names.insert(names.end(), symbol.name.begin(), symbol.name.end());
+    records[i] = {symbol.value, static_cast<std::uint32_t>(at), static_cast<std::uint16_t>(symbol.name.size()),
+                  symbol.type, 0};
+    std::ranges::copy(symbol.name, names.begin() + static_cast<std::ptrdiff_t>(at));
+    at += symbol.name.size();
     hashes[i] = hash_name(symbol.name, image.header.name_seed);
   }
   const auto name_of = [&](std::uint32_t i) {
     return std::string_view(names.data() + records[i].name, records[i].name_length);
   };
-  std::vector<std::uint32_t> slots(name_index::slots_for(order.size()));
   for (std::uint32_t i = 0; i < order.size(); ++i)
     if (!name_index::insert(slots, hashes[i], i, [&](std::uint32_t other) {
           return hashes[other] == hashes[i] && name_of(other) == name_of(i);
@@ -220,9 +235,6 @@ Result<void> write_symbols(ImageWriter &image, const ProfileSource &source) {
 
   image.header.symbol_count = static_cast<std::uint32_t>(order.size());
   image.header.image_symbol_count = static_cast<std::uint32_t>(image_symbols);
-  image.append(Section::symbols, raw(records));
-  image.append(Section::symbol_names, raw(names));
-  image.append(Section::symbol_slots, raw(slots));
   return {};
 }
 

@@ -1,6 +1,7 @@
 #include "lararium/symbols/isf.h"
 
 #include "btf_builder.h"
+#include "unpack.h"
 
 #include <algorithm>
 #include <gtest/gtest.h>
@@ -145,13 +146,19 @@ TEST(IsfImport, UnpacksByContent) {
 }
 
 TEST(IsfImport, ABombDoesNotFillMemory) {
-  const auto once = xz_packed(std::string(32U << 20, ' '));
-  std::vector<std::byte> bomb;
-  for (int i = 0; i < 17; ++i) // concatenated streams: 544 MiB
-    bomb.insert(bomb.end(), once.begin(), once.end());
-  const auto profile = import_isf(bomb);
-  ASSERT_FALSE(profile);
-  EXPECT_NE(profile.error().message.find("unpacks to more than"), std::string::npos) << profile.error().message;
+  constexpr std::size_t limit = 3U << 20;
+  const std::string text(2U << 20, ' ');
+  auto streams = xz_packed(text); // two concatenated ones: more than the limit together
+  streams.insert(streams.end(), streams.begin(), streams.end());
+  for (const auto &bomb : {gzipped(text + text), xz_packed(text + text), streams}) {
+    std::vector<std::byte> storage;
+    const auto unpacked = isf::unpack(bomb, limit, storage);
+    ASSERT_FALSE(unpacked);
+    EXPECT_EQ(unpacked.error().message, "the ISF file unpacks to more than 3 MiB");
+    EXPECT_LE(storage.size(), limit);
+  }
+  std::vector<std::byte> storage;
+  EXPECT_EQ(isf::unpack(gzipped(text), limit, storage).value_or(Bytes()).size(), text.size());
 }
 
 TEST(IsfImport, RefusesWhatIsNoUsableIsf) {
