@@ -1,6 +1,6 @@
 #include "mounts.h"
 
-#include "rb_tree.h"
+#include "lararium/os/linux/rb_tree.h"
 
 #include <algorithm>
 #include <array>

@@ -1,0 +1,134 @@
+// Executable memory that nothing the kernel knows of owns: what a module that took itself off every list, or code that
+// was copied out of one, still needs. Read from the page tables themselves, so that there is no record to forge.
+
+#include "lararium/detect/check.h"
+#include "lararium/os/linux/list.h"
+
+#include <algorithm>
+#include <array>
+#include <fmt/format.h>
+
+namespace lararium::detect {
+namespace {
+
+using linux_guest::Kernel;
+using linux_guest::LayoutResolver;
+
+constexpr std::size_t extent_limit = 1 << 17;
+constexpr std::size_t pack_limit = 1 << 14;
+constexpr Gva module_area_end{0xffffffffff000000}; // MODULES_END
+constexpr std::uint64_t vmalloc_bytes_4 = std::uint64_t{32} << 40, vmalloc_bytes_5 = std::uint64_t{12800} << 40;
+
+struct Range {
+  Gva begin, end;
+};
+
+// Allocators of executable memory that hand out parts: what is free in them belongs to them.
+std::vector<Range> reserves(const Kernel &kernel) {
+  std::vector<Range> ranges;
+  LayoutResolver layout(kernel.types());
+  // kernel/bpf/core.c: packs of 2 MiB (57631054fae6, 5.18)
+  const auto list = kernel.symbol("pack_list");
+  const auto node = layout.optional("bpf_prog_pack", "list"), memory = layout.optional("bpf_prog_pack", "ptr");
+  if (list && node && memory)
+    linux_guest::walk_list(kernel, *list, pack_limit, [&](Gva link) {
+      constexpr std::uint64_t largest_pack = 64 << 20; // 2 MiB for each NUMA node
+      if (const auto begin = kernel.read_pointer(link - node->offset, *memory)) {
+        const auto nodes = kernel.symbol("nr_online_nodes");
+        const std::uint64_t count = nodes ? kernel.read<std::uint32_t>(*nodes).value_or(1) : 1;
+        ranges.push_back(
+            {*begin, *begin + std::min((std::uint64_t{2} << 20) * std::max<std::uint64_t>(count, 1), largest_pack)});
+      }
+      return true;
+    });
+  return ranges;
+}
+
+// Whether all of a page is what the kernel fills unused code with, or nothing.
+bool is_filling(const Kernel &kernel, Gva page) {
+  std::array<std::uint8_t, page_size> bytes{};
+  if (!kernel.space().read(page, std::as_writable_bytes(std::span(bytes))))
+    return true;
+  return std::ranges::all_of(bytes, [](std::uint8_t byte) { return byte == 0xcc || byte == 0; });
+}
+
+class OrphanCode final : public Check {
+public:
+  Result<void> look(const Scene &scene, Findings &findings) override {
+    const Kernel &kernel = scene.kernel();
+    // A list that was read in part would make its members' code look like nobody's.
+    if (!scene.code().complete())
+      return fail(ErrorCode::corrupt, "the kernel's lists of code cannot be read to their ends");
+    const auto owned = reserves(kernel);
+    const auto image_end = kernel.location().base + kernel.location().size;
+    search(scene, image_end, module_area_end, owned, findings);
+    if (const auto base = kernel.symbol("vmalloc_base"))
+      if (const auto begin = kernel.read_pointer(*base); begin && kernel.is_kernel_address(*begin))
+        search(scene, *begin, *begin + (kernel.location().root.levels == 5 ? vmalloc_bytes_5 : vmalloc_bytes_4), owned,
+               findings);
+    return {};
+  }
+
+private:
+  static void search(const Scene &scene, Gva begin, Gva end, const std::vector<Range> &owned, Findings &findings) {
+    const Kernel &kernel = scene.kernel();
+    Gva orphan_begin, orphan_end;
+    const auto give = [&] {
+      if (orphan_begin)
+        report(scene, orphan_begin, orphan_end, findings);
+      orphan_begin = {};
+    };
+    for (const MappedExtent &extent : kernel.space().extents(begin, end, extent_limit)) {
+      if (!extent.executable)
+        continue;
+      for (Gva page = extent.base; page < extent.base + extent.size; page += page_size) {
+        if (is_owned(scene.code(), owned, page) || is_filling(kernel, page))
+          continue;
+        if (orphan_begin && orphan_end == page) {
+          orphan_end += page_size;
+          continue;
+        }
+        give();
+        orphan_begin = page;
+        orphan_end = page + page_size;
+      }
+    }
+    give();
+  }
+
+  // Whether any code that has an owner, or an allocator, lies in the page.
+  static bool is_owned(const CodeMap &code, const std::vector<Range> &owned, Gva page) {
+    if (std::ranges::any_of(owned, [&](const Range &range) { return page >= range.begin && page < range.end; }))
+      return true;
+    const auto &ranges = code.ranges();
+    auto after = std::ranges::lower_bound(ranges, page + page_size, {}, &CodeRange::begin);
+    constexpr int most_overlapping = 8;
+    for (int i = 0; i < most_overlapping && after != ranges.begin(); ++i)
+      if (--after; after->end > page)
+        return true;
+    return false;
+  }
+
+  static void report(const Scene &scene, Gva begin, Gva end, Findings &findings) {
+    std::array<std::byte, 32> head{};
+    const bool readable = scene.kernel().space().read(begin, head);
+    Finding &finding =
+        findings.add({.subject = fmt::format("{:#x}", begin.value),
+                      .severity = Severity::critical,
+                      .technique = "T1014",
+                      .sentence = fmt::format("{} KiB of executable kernel memory at {:#x} belong to no module, no BPF "
+                                              "program and no tracer",
+                                              (end - begin) >> 10, begin.value)});
+    finding.with("address", begin).with("bytes", end - begin);
+    if (readable)
+      finding.with("found_bytes", std::vector<std::byte>(head.begin(), head.end()));
+  }
+};
+
+LARARIUM_CHECK(OrphanCode, "orphan_code", "T1014 T1055", "executable kernel memory that nothing owns",
+               "Walks the kernel's page tables through the areas of modules and of vmalloc, and compares every "
+               "executable page with the code of the listed modules, BPF programs, ftrace trampolines and kprobes. "
+               "Pages that hold nothing but filling are left out.")
+
+} // namespace
+} // namespace lararium::detect
