@@ -3,10 +3,12 @@
 
 #include "lararium/detect/check.h"
 #include "lararium/os/linux/list.h"
+#include "lararium/os/linux/tasks.h"
 
 #include <algorithm>
 #include <array>
 #include <fmt/format.h>
+#include <set>
 
 namespace lararium::detect {
 namespace {
@@ -44,6 +46,72 @@ std::vector<Range> reserves(const Kernel &kernel) {
   return ranges;
 }
 
+// Classic BPF programs, that the kernel translates but names nowhere: filters of seccomp and of sockets, and the one
+// that classifies PTP packets. Since 5.18 they lie in the packs above.
+class ClassicPrograms {
+public:
+  explicit ClassicPrograms(const Scene &scene) : kernel_(scene.kernel()) {
+    LayoutResolver layout(kernel_.types());
+    function_ = layout.optional("bpf_prog", "bpf_func");
+    length_ = layout.optional("bpf_prog", "jited_len");
+    if (!function_ || !length_)
+      return;
+    if (const auto symbol = kernel_.symbol("ptp_insns"))
+      add(kernel_.read_pointer(*symbol));
+    from_tasks(layout);
+    from_sockets(scene, layout);
+  }
+  [[nodiscard]] std::vector<Range> take() { return std::move(ranges_); }
+
+private:
+  static constexpr std::size_t program_limit = 1 << 16;
+
+  void add(std::optional<Gva> program) {
+    if (!program || !kernel_.is_kernel_address(*program) || ranges_.size() >= program_limit)
+      return;
+    const auto code = kernel_.read_pointer(*program, *function_);
+    const auto length = kernel_.read_field(*program, *length_);
+    constexpr std::uint64_t largest = 16 << 20;
+    if (code && length && *length != 0 && *length <= largest)
+      ranges_.push_back({*code, *code + *length});
+  }
+
+  void from_tasks(LayoutResolver &layout) {
+    const auto filter = layout.optional("task_struct", "seccomp.filter");
+    const auto program = layout.optional("seccomp_filter", "prog"),
+               previous = layout.optional("seccomp_filter", "prev");
+    if (!filter || !program || !previous)
+      return;
+    ViewStatus status;
+    const auto tasks = linux_guest::list_tasks(kernel_, true, status);
+    if (!tasks)
+      return;
+    std::set<Gva> known;
+    for (const auto &entry : *tasks) {
+      auto current = kernel_.read_pointer(entry.task, *filter);
+      while (current && kernel_.is_kernel_address(*current) && known.size() < program_limit &&
+             known.insert(*current).second) {
+        add(kernel_.read_pointer(*current, *program));
+        current = kernel_.read_pointer(*current, *previous);
+      }
+    }
+  }
+
+  void from_sockets(const Scene &scene, LayoutResolver &layout) {
+    const auto filter = layout.optional("sock", "sk_filter"), program = layout.optional("sk_filter", "prog");
+    const auto sockets = scene.system().sockets();
+    if (!filter || !program || !sockets)
+      return;
+    for (const Socket &socket : sockets->items)
+      if (const auto own = kernel_.read_pointer(socket.socket, *filter); own && kernel_.is_kernel_address(*own))
+        add(kernel_.read_pointer(*own, *program));
+  }
+
+  const Kernel &kernel_;
+  std::optional<FieldLocation> function_, length_;
+  std::vector<Range> ranges_;
+};
+
 // Whether all of a page is what the kernel fills unused code with, or nothing.
 bool is_filling(const Kernel &kernel, Gva page) {
   std::array<std::uint8_t, page_size> bytes{};
@@ -59,7 +127,10 @@ public:
     // A list that was read in part would make its members' code look like nobody's.
     if (!scene.code().complete())
       return fail(ErrorCode::corrupt, "the kernel's lists of code cannot be read to their ends");
-    const auto owned = reserves(kernel);
+    auto owned = reserves(kernel);
+    if (owned.empty())
+      for (const Range &range : ClassicPrograms(scene).take())
+        owned.push_back({range.begin.page(), (range.end + page_mask).page()});
     const auto image_end = kernel.location().base + kernel.location().size;
     search(scene, image_end, module_area_end, owned, findings);
     if (const auto base = kernel.symbol("vmalloc_base"))
