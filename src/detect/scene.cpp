@@ -28,6 +28,9 @@ Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSyst
     if (auto registers = target.vcpus->registers())
       scene->vcpus_ = std::move(*registers);
   scene->code_ = CodeMap::read(*kernel);
+  if (auto regions = linux_guest::read_module_regions(*kernel))
+    scene->module_regions_ = std::move(regions->items);
+  std::ranges::sort(scene->module_regions_, {}, &linux_guest::ModuleRegion::base);
   return scene;
 }
 
@@ -37,6 +40,30 @@ const std::vector<Process> &Scene::processes() const {
     processes_ = view ? std::move(view->items) : std::vector<Process>();
   }
   return *processes_;
+}
+
+std::string Scene::module_at(Gva address) const {
+  auto after = std::ranges::upper_bound(module_regions_, address, {}, &linux_guest::ModuleRegion::base);
+  if (after == module_regions_.begin())
+    return {};
+  --after;
+  return address - after->base < after->size ? after->name : std::string();
+}
+
+std::string Scene::holder_of(Gva address) const {
+  const auto &location = kernel_->location();
+  return address >= location.base && address - location.base < location.size ? "kernel" : module_at(address);
+}
+
+bool Scene::is_foreign_module(std::string_view name) const {
+  if (!foreign_modules_) {
+    foreign_modules_.emplace();
+    if (const auto view = system_->modules())
+      for (const KernelModule &module : view->items)
+        if (module.taint.find_first_of("OE") != module.taint.npos)
+          foreign_modules_->insert(module.name);
+  }
+  return foreign_modules_->contains(name);
 }
 
 Actor Scene::actor(const Process &process) const {

@@ -10,15 +10,17 @@
 #include "lararium/detect/code_map.h"
 #include "lararium/os/common/operating_system.h"
 #include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/modules.h"
 #include "lararium/record/record.h"
 #include "lararium/vm/target.h"
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace lararium::detect {
@@ -36,6 +38,13 @@ public:
   [[nodiscard]] const std::vector<Process> &processes() const; // with arguments and paths
   [[nodiscard]] Actor actor(const Process &process) const;
 
+  // The listed module in whose memory the address lies; empty: none.
+  [[nodiscard]] std::string module_at(Gva address) const;
+  // Whether a module comes from outside the kernel's tree, or is not signed (taint O or E).
+  [[nodiscard]] bool is_foreign_module(std::string_view name) const;
+  // The module, or "kernel" for its image; empty for memory of any other kind.
+  [[nodiscard]] std::string holder_of(Gva address) const;
+
   // "do_one_initcall+0x12 [module]", for people; the bare address where nothing is known of it.
   [[nodiscard]] std::string describe(Gva address) const;
 
@@ -45,7 +54,9 @@ private:
   const linux_guest::Kernel *kernel_;
   std::vector<VcpuRegisters> vcpus_;
   CodeMap code_;
+  std::vector<linux_guest::ModuleRegion> module_regions_; // by base
   mutable std::optional<std::vector<Process>> processes_;
+  mutable std::optional<std::set<std::string, std::less<>>> foreign_modules_;
 };
 
 // Takes findings, and no more of them than somebody could read.
