@@ -10,7 +10,7 @@ import sys
 import termios
 import tty
 
-from . import initrd, kernels, paths, qemu, state
+from . import initrd, kernels, modules, paths, qemu, state
 from .errors import LabError, Skip
 from .guest import BOOT_TIMEOUT, Guest
 
@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     debug = action("debug", fetch_debug, help="a kernel's debug symbols; says how big they are, fetches with --yes")
     debug.add_argument("kernel")
     debug.add_argument("--yes", action="store_true")
+    attacking = action("attack", build_attack, help="build the attack simulator for guests of these kernels")
+    attacking.add_argument("kernels", nargs="+", metavar="KERNEL")
     booting = action("boot", boot, help="boot a guest and leave it running",
                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     booting.add_argument("name", nargs="?", help="how to call it")
@@ -142,6 +144,11 @@ def fetch_debug(options):
         print(f"{package} is {length / 1e6:.0f} MB; fetch it with --yes")
         return
     print(root.download(package)[0])
+
+
+def build_attack(options):
+    for name in options.kernels:
+        print(modules.build(name))
 
 
 def boot(options):
