@@ -3,10 +3,11 @@
 import re
 import shlex
 
-from . import modules
+from . import initrd, modules, paths
 from .errors import LabError
 from .guest import Guest
 
+PROGRAM = paths.LAB / "attacks" / "user" / "attack_program.c"
 CONTROL = "/proc/lararium_attack"
 MODULE = "lararium_attack"
 
@@ -16,10 +17,14 @@ class Unsupported(LabError):
 
 
 class Attacker:
-    """The simulator in one guest. It is loaded when this is made; stop() takes all back and unloads it."""
+    """The simulators in one guest: the module, loaded when this is made, and /tmp/attack_program.
+
+    stop() takes all that the module did back and unloads it.
+    """
 
     def __init__(self, guest: Guest):
         self.guest = guest
+        guest.put(initrd.compile_program(PROGRAM).read_bytes(), "/tmp/attack_program", mode=0o755)
         path = f"/tmp/{MODULE}.ko"
         guest.put(modules.build(guest.kernel, MODULE).read_bytes(), path)
         self.lookup = guest.check("awk '$3 == \"kallsyms_lookup_name\" { print $1; exit }' /proc/kallsyms").strip()

@@ -69,9 +69,13 @@ def busybox_path() -> pathlib.Path:
 
 def workload_path() -> pathlib.Path:
     """The workload program, compiled if its source changed."""
-    source = GUEST / "workload.c"
-    path = paths.cache_dir() / f"workload-{_digest([source])}"
-    with paths.locked("workload"):
+    return compile_program(GUEST / "workload.c")
+
+
+def compile_program(source: pathlib.Path) -> pathlib.Path:
+    """A static program for guests, from the cache if SOURCE did not change."""
+    path = paths.cache_dir() / f"{source.stem}-{_digest([source])}"
+    with paths.locked(source.stem):
         if not path.exists():
             fresh = path.with_name(f".{path.name}")
             try:

@@ -29,33 +29,143 @@ class Attack:
     check: str    # that must find it
     pattern: str  # of the finding's subject, a space, and its sentence
     begin: typing.Callable  # of (test); gives the function that ends it
+    unseen: str = ""  # why no check can find it yet
 
 
-def technique(name, check, pattern, argument="orphan", label=None):
-    """A technique of the module. ARGUMENT: where the code lies that is put in the way, or whom it is about."""
+def technique(name, check, pattern, argument="orphan", **options):
+    """A technique of the module. ARGUMENT says where the code lies that is put in the way."""
     def begin(test):
         test.attacker.on(name, argument)
         return lambda: test.attacker.off(name)
-    return Attack(label or (f"{name}.{argument}" if argument else name), check, pattern, begin)
+    return Attack(f"{name}.{argument}" if argument else name, check, pattern, begin, **options)
 
 
-def both(name, check, pattern):
+def both(name, check, pattern, **options):
     """Once with code in memory that belongs to nobody, once with code of a module."""
-    return [technique(name, check, pattern, argument) for argument in ("orphan", "module")]
+    return [technique(name, check, pattern, argument, **options) for argument in ("orphan", "module")]
 
 
+def process(name, check, pattern, **options):
+    """A technique that is about a process: one that belongs to an ordinary user."""
+    def begin(test):
+        job = test.guest.start("workload setuid 1000")
+        try:
+            test.attacker.on(name, str(job.pid))
+        except BaseException:
+            job.stop()
+            raise
+
+        def end():
+            test.attacker.off(name)
+            job.stop()
+        return end
+    return Attack(name, check, pattern, begin, **options)
+
+
+def program(name, command, check, pattern, afterwards="true", **options):
+    """A program that runs until the attack ends. AFTERWARDS takes back what outlives it."""
+    def begin(test):
+        job = test.guest.start(command)
+
+        def end():
+            job.stop()
+            test.guest.check(afterwards)
+        return end
+    return Attack(name, check, pattern, begin, **options)
+
+
+def hardened(name, setting, value, check, pattern, **options):
+    """A technique that undoes what an administrator switched on by a file in /proc."""
+    def begin(test):
+        before = test.guest.check(f"cat {setting}").strip()
+        test.guest.check(f"echo {value} >{setting}")
+        test.attacker.on(name)
+
+        def end():
+            test.attacker.off(name)
+            test.guest.check(f"echo {before} >{setting}")
+        return end
+    return Attack(name, check, pattern, begin, **options)
+
+
+FIRST_LOOK = "one look does not know what was there before"
 ATTACKS = [
+    # the way into the kernel
     *both("syscall_table", "system_calls", r"sys_call_table\[62\]"),
     *both("syscall_table_32", "system_calls", r"ia32_sys_call_table\[37\]"),
     *both("syscall_dispatch", "system_calls", r"x64_sys_call\+"),
     *both("syscall_dispatch_32", "system_calls", r"ia32_sys_call\+"),
     *both("syscall_entry_call", "system_calls", r"do_syscall_64\+"),
-    *both("idt_entry", "interrupts", r"\b4\b"),
-    technique("gdt_entry", "interrupts", r"(?i)gdt|descriptor", ""),
+    technique("lstar", "system_calls", "LSTAR", "module", unseen="QEMU's monitors do not show the register"),
+    *both("idt_entry", "interrupts", r"idt_table\[4\]"),
+    technique("gdt_entry", "interrupts", r"(?i)gdt|descriptor", "", unseen="the check reads no descriptors"),
+    # text and data that nobody may change
     *both("text_inline_jump", "kernel_text", r"__x64_sys_sethostname"),
     *both("text_call", "kernel_text", r"vfs_statfs"),
-    technique("module_text_jump", "kernel_text", r"dummy", "orphan"),
-    technique("module_text_jump", "kernel_text", r"dummy", "module"),
+    *both("module_text_jump", "kernel_text", r"dummy"),
+    technique("text_byte", "kernel_text", r"sethostname", "", unseen=FIRST_LOOK),
+    technique("rodata_byte", "kernel_text", r"banner", "", unseen=FIRST_LOOK),
+    technique("module_text_byte", "kernel_text", r"dummy", "", unseen=FIRST_LOOK),
+    # modules and code outside of modules
+    technique("module_unlisted", "modules", r"lararium_attack.*not in the list of modules", ""),
+    technique("module_not_in_sysfs", "modules", r"lararium_attack.*not in sysfs", ""),
+    technique("module_not_in_tree", "modules", r"lararium_attack.*not in the tree", ""),
+    technique("module_hidden", "orphan_code", r"executable kernel memory", ""),
+    technique("orphan_code", "orphan_code", r"executable kernel memory", ""),
+    technique("orphan_code_vmalloc", "orphan_code", r"executable kernel memory", ""),
+    # processes
+    process("process_unlisted", "processes", r"not in the list of tasks"),
+    process("process_not_in_pids", "processes", r"not in the table of pids"),
+    process("process_without_pid_links", "processes", r"not in the table of pids"),
+    process("process_hidden", "processes", r"workload.*not in the list of tasks"),
+    # functions that the kernel calls
+    *both("ftrace", "tracing", r"ftrace"),
+    *both("kprobe", "tracing", r"kprobe at vfs_statfs"),
+    *both("kretprobe", "tracing", r"return handler of the kprobe at vfs_statfs"),
+    *both("tracepoint", "tracing", r"sched_process_exec"),
+    technique("keyboard_notifier", "handlers", r"keyboard"),
+    technique("reboot_notifier", "handlers", r"reboot"),
+    technique("timer", "handlers", r"timer"),
+    technique("work", "handlers", r"work"),
+    *both("netfilter_hook", "handlers", r"(?i)netfilter|PRE_ROUTING"),
+    *both("packet_type", "handlers", r"(?i)packet|88b5"),
+    *both("packet_type_all", "handlers", r"(?i)packet"),
+    technique("proc_file", "handlers", r"lararium_attack_file"),
+    *both("proc_operations", "handlers", r"stat"),
+    *both("proc_root_iterate", "handlers", r"proc"),
+    *both("seq_operations", "handlers", r"tcp4_seq_ops|tcp"),
+    *both("line_discipline", "handlers", r"(?i)line discipline|n_tty"),
+    *both("folder_operations", "handlers", r"iterate|operations"),
+    *both("inode_operations", "handlers", r"lookup|operations"),
+    *both("own_operations", "handlers", r"operations"),
+    technique("binary_format", "handlers", r"(?i)binary format|binfmt"),
+    technique("kernel_thread", "handlers", r"lab_thread"),
+    # defences
+    technique("lsm_hook_removed", "defences", r"ptrace_access_check", ""),
+    *both("lsm_hook_replaced", "defences", r"ptrace_access_check"),
+    hardened("kptr_restrict", "/proc/sys/kernel/kptr_restrict", 2, "defences", r"kptr_restrict", unseen=FIRST_LOOK),
+    technique("ftrace_off", "defences", r"ftrace", ""),
+    technique("ftrace_killed", "defences", r"ftrace", ""),
+    technique("taint_reset", "defences", r"taint", ""),
+    technique("log_record_changed", "defences", r"log", "", unseen=FIRST_LOOK),
+    # credentials
+    process("credentials_shared", "credentials", r"workload"),
+    process("credentials_uid", "credentials", r"workload"),
+    process("credentials_capabilities", "credentials", r"workload"),
+    # programs
+    program("deleted_executable", "workload deleted_exec", "process_memory", r"deleted"),
+    program("memfd_executable", "workload memfd_exec", "process_memory", r"memfd"),
+    program("writable_code", "/tmp/attack_program writable_code", "process_memory", r"attack_program"),
+    program("changed_text", "/tmp/attack_program changed_text", "process_memory", r"attack_program"),
+    program("remote_shell", "workload remote_shell", "process_behaviour", r"shell|socket"),
+    program("kernel_name", "workload disguise [kworker/0:7]", "process_behaviour", r"kworker/0:7"),
+    program("preload", "/tmp/attack_program preload", "process_behaviour", r"LD_PRELOAD"),
+    program("ptrace", "workload ptrace", "process_behaviour", r"trace"),
+    program("miner", "/tmp/attack_program miner", "process_behaviour", r"mine"),
+    program("raw_socket", "workload raw", "sockets", r"raw"),
+    program("packet_socket", "workload packet lo", "sockets", r"packet"),
+    program("promiscuous", "workload promisc dummy0", "sockets", r"promiscuous",
+            "ip link set dummy0 promisc off; ip link set dummy0 down"),
 ]
 
 
@@ -70,6 +180,10 @@ class Attacks(harness.GuestTest):
         cls.checks = {check["check"] for check in listed["items"]}
         cls.rows = []
         cls.addClassCleanup(cls.print_table)
+
+    def setUp(self):
+        if self.guest.run("true", timeout=30).code:
+            self.fail("the guest does not answer")
 
     def findings(self, check):
         return self.items("check", "--only", check, check=False)
@@ -94,7 +208,10 @@ class Attacks(harness.GuestTest):
         finally:
             end()
         self.rows.append({"attack": attack.name, "check": attack.check, "kernel": harness.KERNEL,
-                          "found_ms": round(milliseconds) if matching else None})
+                          "found_ms": round(milliseconds) if matching else None, "unseen": attack.unseen})
+        if attack.unseen:
+            self.assertFalse(matching, f"it is found: {attack.name} is no longer unseen")
+            self.skipTest(f"not found: {attack.unseen}")
         self.assertTrue(matching, f"not found; the check says {[f['sentence'] for f in findings]}")
         for _ in range(LOOKS):
             left = self.findings(attack.check)
@@ -108,7 +225,7 @@ class Attacks(harness.GuestTest):
             return
         print(f"\n{'attack':32} {'check':20} found on {harness.KERNEL} in")
         for row in cls.rows:
-            found = "not found" if row["found_ms"] is None else f"{row['found_ms']} ms"
+            found = f"not found: {row['unseen']}" if row["found_ms"] is None else f"{row['found_ms']} ms"
             print(f"{row['attack']:32} {row['check']:20} {found}")
         if TABLE:
             with open(TABLE, "a") as file:

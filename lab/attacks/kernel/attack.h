@@ -19,7 +19,8 @@ struct attack {
 };
 
 // Ended by an entry with no name.
-extern struct attack attack_system_calls[], attack_text[];
+extern struct attack attack_system_calls[], attack_text[], attack_modules[], attack_processes[], attack_handlers[],
+    attack_defences[], attack_credentials[];
 
 // A symbol of the kernel's, exported or not, or NULL.
 void *attack_symbol(const char *name);

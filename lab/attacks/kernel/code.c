@@ -18,14 +18,15 @@ void *lararium_targets[SLOTS];
 extern u8 lararium_passthrough[];
 asm(".pushsection .text\n"
     ".balign 16\n"
-    ".type lararium_passthrough, @function\n"
     "lararium_passthrough:\n"
     ".irp n,0,1,2,3,4,5,6,7\n"
-    ".balign 16, 0xcc\n" ANNOTATE_RETPOLINE_SAFE "\n"
+    ".balign 16, 0xcc\n"
+    ".type lararium_passthrough_\\n, @function\n"
+    "lararium_passthrough_\\n:\n" ANNOTATE_RETPOLINE_SAFE "\n"
     "jmp *lararium_targets+8*\\n(%rip)\n"
     "int3\n"
+    ".size lararium_passthrough_\\n, . - lararium_passthrough_\\n\n"
     ".endr\n"
-    ".size lararium_passthrough, . - lararium_passthrough\n"
     ".popsection\n");
 static unsigned int used_slots;
 
