@@ -104,15 +104,30 @@ void CodeMap::add_ftrace(const linux_guest::Kernel &kernel) {
     complete_ = false;
     return;
   }
-  const auto walk = linux_guest::walk_chain(kernel, *head, next->offset, ftrace_limit, [&](Gva ops) {
-    if (ops == *end)
-      return false;
+  const auto add_trampoline = [&](Gva ops) {
     const auto base = kernel.read_pointer(ops, *trampoline);
     if (base && *base)
       add(*base, kernel.read_field(ops, *size).value_or(0), CodeOwner::ftrace_trampoline, {});
+  };
+  const auto walk = linux_guest::walk_chain(kernel, *head, next->offset, ftrace_limit, [&](Gva ops) {
+    if (ops == *end)
+      return false;
+    add_trampoline(ops);
     return true;
   });
   complete_ = complete_ && walk.consistent();
+
+  // The kernel's own tracers (kprobes, the function tracers) keep their trampoline when the last user leaves and they
+  // are off that list. It stays in the list of trampolines with symbols (5.8, fc0ea795f53c).
+  const auto with_symbols = kernel.symbol("ftrace_ops_trampoline_list");
+  const auto node = layout.optional("ftrace_ops", "list");
+  if (!with_symbols || !node)
+    return;
+  const auto kept = linux_guest::walk_list(kernel, *with_symbols, ftrace_limit, [&](Gva link) {
+    add_trampoline(link - node->offset);
+    return true;
+  });
+  complete_ = complete_ && kept.consistent();
 }
 
 void CodeMap::add_kprobe_slots(const linux_guest::Kernel &kernel) {
