@@ -1,6 +1,7 @@
 // Executable memory that nothing the kernel knows of owns: what a module that took itself off every list, or code that
 // was copied out of one, still needs. Read from the page tables themselves, so that there is no record to forge.
 
+#include "code_sites.h"
 #include "lararium/detect/check.h"
 #include "lararium/os/linux/list.h"
 #include "lararium/os/linux/tasks.h"
@@ -112,12 +113,10 @@ private:
   std::vector<Range> ranges_;
 };
 
-// Whether all of a page is what the kernel fills unused code with, or nothing.
+// Whether all of a page is what the kernel fills unused code with, or thunks that it lists nowhere.
 bool is_filling(const Kernel &kernel, Gva page) {
-  std::array<std::uint8_t, page_size> bytes{};
-  if (!kernel.space().read(page, std::as_writable_bytes(std::span(bytes))))
-    return true;
-  return std::ranges::all_of(bytes, [](std::uint8_t byte) { return byte == 0xcc || byte == 0; });
+  std::array<std::byte, page_size> bytes{};
+  return !kernel.space().read(page, bytes) || is_filling_or_thunks(bytes);
 }
 
 class OrphanCode final : public Check {

@@ -1,0 +1,170 @@
+#include "code_sites.h"
+
+#include "lararium/os/linux/list.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace lararium::detect {
+namespace {
+
+using linux_guest::Kernel;
+using linux_guest::LayoutResolver;
+
+constexpr std::size_t ftrace_limit = 1 << 20, ftrace_page_limit = 1 << 16;
+constexpr std::size_t static_call_limit = 1 << 18;
+constexpr std::size_t probe_buckets = 64, probe_limit = 1 << 16; // KPROBE_TABLE_SIZE
+constexpr std::size_t patch_limit = 1 << 10;
+
+// struct ftrace_page: arrays of struct dyn_ftrace, in a chain.
+void read_ftrace(const Kernel &kernel, CodeSites &sites) {
+  const LayoutResolver layout(kernel.types());
+  const auto first = kernel.symbol("ftrace_pages_start");
+  const auto next = layout.optional("ftrace_page", "next"), records = layout.optional("ftrace_page", "records"),
+             count = layout.optional("ftrace_page", "index"), address = layout.optional("dyn_ftrace", "ip");
+  const auto size = kernel.types().size_of("dyn_ftrace");
+  if (!first || !next || !records || !count || !address || !size || *size < address->offset + 8 || *size > 64)
+    return;
+  const auto head = kernel.read_pointer(*first);
+  if (!head)
+    return;
+  std::vector<std::byte> buffer;
+  const auto walk = linux_guest::walk_chain(kernel, *head, next->offset, ftrace_page_limit, [&](Gva page) {
+    const auto array = kernel.read_pointer(page, *records);
+    const std::uint64_t claimed = kernel.read_field(page, *count).value_or(0);
+    const std::uint64_t taken = std::min<std::uint64_t>(claimed, ftrace_limit - sites.ftrace.size());
+    if (!array || taken == 0)
+      return sites.ftrace.size() < ftrace_limit;
+    buffer.resize(taken * *size);
+    const std::size_t whole = kernel.space().read_prefix(*array, buffer) / *size;
+    for (std::size_t i = 0; i < whole; ++i) {
+      std::uint64_t value = 0;
+      std::memcpy(&value, buffer.data() + i * *size + address->offset, sizeof value);
+      if (value >> 63 != 0)
+        sites.ftrace.push_back(Gva{value});
+    }
+    return true;
+  });
+  sites.ftrace_complete = walk.consistent();
+}
+
+// struct static_call_site: distances of the site and of its key, each from its own place.
+std::vector<Gva> read_static_calls(const Kernel &kernel, Gva begin, std::uint64_t count) {
+  struct Entry {
+    std::int32_t site, key;
+  };
+  std::vector<Entry> entries(std::min<std::uint64_t>(count, static_call_limit));
+  entries.resize(kernel.space().read_prefix(begin, std::as_writable_bytes(std::span(entries))) / sizeof(Entry));
+  std::vector<Gva> sites;
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    sites.push_back(begin + i * sizeof(Entry) + static_cast<std::uint64_t>(std::int64_t{entries[i].site}));
+  std::ranges::sort(sites);
+  return sites;
+}
+
+void read_kprobes(const Kernel &kernel, CodeSites &sites) {
+  const LayoutResolver layout(kernel.types());
+  const auto table = kernel.symbol("kprobe_table");
+  const auto node = layout.optional("kprobe", "hlist"), address = layout.optional("kprobe", "addr");
+  if (!table || !node || !address)
+    return;
+  std::array<std::uint64_t, probe_buckets> heads{};
+  if (!kernel.space().read(*table, std::as_writable_bytes(std::span(heads))))
+    return;
+  for (const std::uint64_t head : heads)
+    linux_guest::walk_chain(kernel, Gva{head}, 0, probe_limit, [&](Gva link) {
+      if (const auto at = kernel.read_pointer(link - node->offset, *address))
+        sites.kprobes.push_back(*at);
+      return sites.kprobes.size() < probe_limit;
+    });
+}
+
+// What text_poke_bp() works on; smp_text_poke_batch() since 6.16.
+void read_patching(const Kernel &kernel, CodeSites &sites) {
+  const LayoutResolver layout(kernel.types());
+  const auto begin = kernel.symbol("_stext");
+  if (!begin)
+    return;
+  std::optional<Gva> vector;
+  std::uint64_t count = 0;
+  const char *type = "text_poke_loc";
+  if (const auto batch = kernel.symbol("text_poke_array")) {
+    const auto entries = layout.optional("smp_text_poke_array", "vec"),
+               used = layout.optional("smp_text_poke_array", "nr_entries");
+    if (!entries || !used)
+      return;
+    type = "smp_text_poke_loc";
+    vector = *batch + entries->offset;
+    count = kernel.read_field(*batch, *used).value_or(0);
+  } else if (const auto description = kernel.symbol("bp_desc")) {
+    const auto entries = layout.optional("bp_patching_desc", "vec"),
+               used = layout.optional("bp_patching_desc", "nr_entries");
+    if (!entries || !used)
+      return;
+    vector = kernel.read_pointer(*description, *entries);
+    count = kernel.read_field(*description, *used).value_or(0);
+  }
+  const auto distance = layout.optional(type, "rel_addr");
+  const auto size = kernel.types().size_of(type);
+  if (!vector || !distance || !size)
+    return;
+  for (std::uint64_t i = 0; i < std::min<std::uint64_t>(count, patch_limit); ++i)
+    if (const auto relative = kernel.read_field(*vector + i * *size, *distance))
+      sites.patching.push_back(*begin + static_cast<std::uint64_t>(std::int64_t{static_cast<std::int32_t>(*relative)}));
+}
+
+} // namespace
+
+CodeSites CodeSites::read(const Kernel &kernel) {
+  CodeSites sites;
+  read_ftrace(kernel, sites);
+  if (const auto begin = kernel.symbol("__start_static_call_sites"), end = kernel.symbol("__stop_static_call_sites");
+      begin && end && *end > *begin)
+    sites.static_calls = read_static_calls(kernel, *begin, (*end - *begin) / 8);
+  read_kprobes(kernel, sites);
+  read_patching(kernel, sites);
+  for (auto *list : {&sites.ftrace, &sites.kprobes, &sites.patching})
+    std::ranges::sort(*list);
+  return sites;
+}
+
+std::vector<Gva> CodeSites::static_calls_of(const Kernel &kernel, Gva module) {
+  const LayoutResolver layout(kernel.types());
+  const auto sites = layout.optional("module", "static_call_sites"),
+             count = layout.optional("module", "num_static_call_sites");
+  const auto array = sites ? kernel.read_pointer(module, *sites) : std::nullopt;
+  return array && count ? read_static_calls(kernel, *array, kernel.read_field(module, *count).value_or(0))
+                        : std::vector<Gva>();
+}
+
+bool CodeSites::has(const std::vector<Gva> &sites, Gva address) { return std::ranges::binary_search(sites, address); }
+
+bool is_long_nop(Bytes code) {
+  constexpr std::array<std::array<std::uint8_t, 5>, 4> nops{{
+      {0x0f, 0x1f, 0x44, 0x00, 0x00},
+      {0x66, 0x66, 0x66, 0x66, 0x90},
+      {0x66, 0x66, 0x90, 0x66, 0x90},
+      {0x3e, 0x8d, 0x74, 0x26, 0x00},
+  }};
+  return code.size() >= 5 && std::ranges::any_of(nops, [&](const auto &nop) {
+           return std::memcmp(nop.data(), code.data(), nop.size()) == 0;
+         });
+}
+
+bool is_filling_or_thunks(Bytes code) {
+  const auto at = [&](std::size_t i) { return i < code.size() ? std::to_integer<unsigned>(code[i]) : 0U; };
+  for (std::size_t i = 0; i < code.size();) {
+    if (at(i) == 0xcc || at(i) == 0) {
+      ++i;
+      continue;
+    }
+    i += at(i) == 0x41 ? 1 : 0;
+    if (at(i) != 0xff || (at(i + 1) & 0xf8) != 0xe0 || at(i + 2) != 0xcc)
+      return false;
+    i += 3;
+  }
+  return true;
+}
+
+} // namespace lararium::detect

@@ -1,0 +1,35 @@
+// The places at which a kernel changes its own code while it runs, from the tables that it keeps of them.
+#pragma once
+
+#include "lararium/base/bytes.h"
+#include "lararium/os/linux/kernel.h"
+
+#include <vector>
+
+namespace lararium::detect {
+
+struct CodeSites {
+  std::vector<Gva> ftrace;       // each function's place for a call to a tracer
+  std::vector<Gva> static_calls; // of the kernel image
+  std::vector<Gva> kprobes;      // where a probe is registered
+  std::vector<Gva> patching;     // being changed now: int3 stands there for a moment
+  bool ftrace_complete = false;
+
+  // All sorted. A table that this kernel does not have is empty; one that lies is cut.
+  [[nodiscard]] static CodeSites read(const linux_guest::Kernel &kernel);
+  // The static calls of one module, sorted.
+  [[nodiscard]] static std::vector<Gva> static_calls_of(const linux_guest::Kernel &kernel, Gva module);
+
+  [[nodiscard]] static bool has(const std::vector<Gva> &sites, Gva address);
+};
+
+// Whether five bytes are a nop as the kernel writes it over a place that it may change later: which one depends on the
+// processor (a00cc7d9dd93, 5.13, made it one for all).
+[[nodiscard]] bool is_long_nop(Bytes code);
+
+// Whether code is nothing but int3, zeros, and `jmp *%reg; int3`: what the kernel fills unused memory for code with,
+// and the thunks against Indirect Target Selection (872df34d7c51, 6.15), which it makes at run time, and which older
+// stable trees note down nowhere.
+[[nodiscard]] bool is_filling_or_thunks(Bytes code);
+
+} // namespace lararium::detect

@@ -1,0 +1,269 @@
+// The code of the kernel and of its modules, stepped through from symbol to symbol: whatever leads out of all code that
+// the kernel knows of is a hook. So is what the kernel's own tables of changeable places do not explain: a jump from
+// the image into a module, an int3 with no probe, a place for tracers that holds something else.
+
+#include "code_leads.h"
+#include "code_sites.h"
+#include "lararium/detect/check.h"
+#include "lararium/os/linux/modules.h"
+
+#include <algorithm>
+#include <array>
+#include <fmt/format.h>
+#include <optional>
+#include <vector>
+
+namespace lararium::detect {
+namespace {
+
+using linux_guest::Kernel;
+
+constexpr std::size_t window_bytes = 256 << 10;
+constexpr std::size_t largest_function = 4 << 20; // between two symbols; more is stepped through in parts
+constexpr std::uint8_t undecodable = 0x06;        // stands for bytes that cannot be read
+constexpr std::size_t module_symbol_limit = 1 << 21;
+constexpr std::uint64_t endbr_bytes = 4;
+constexpr std::uint64_t largest_module = 64 << 20;
+constexpr std::size_t use_limit = 4096;
+
+class KernelText final : public Check {
+public:
+  Result<void> look(const Scene &scene, Findings &findings) override {
+    // Code that is missing in an incomplete list would make every way to it look like a hook.
+    if (!scene.code().complete())
+      return fail(ErrorCode::corrupt, "the kernel's lists of code cannot be read to their ends");
+    Look look{scene, findings, CodeSites::read(scene.kernel()), {}, {}, {}, {}};
+    if (auto regions = linux_guest::read_module_regions(scene.kernel()))
+      look.regions = std::move(regions->items);
+    const auto begin = scene.kernel().symbol("_stext"), end = scene.kernel().symbol("_etext");
+    if (!begin || !end || *end <= *begin)
+      return fail(ErrorCode::not_found, "the kernel's symbols do not say where its text lies");
+    look.text_begin = *begin;
+    look.text_end = *end;
+    look_at_mapping(look);
+    look_at_image(look);
+    look_at_modules(look);
+    look_at_tracer_places(look);
+    return {};
+  }
+
+private:
+  // Whose code is stepped through.
+  struct Text {
+    Gva begin, end;
+    Gva module;                    // null: the image
+    std::vector<Gva> static_calls; // its places that may lead into any module
+    std::vector<Gva> uses;         // modules whose symbols it uses
+    bool uses_known = true;
+  };
+
+  struct Look {
+    const Scene &scene;
+    Findings &findings;
+    CodeSites sites;
+    Gva text_begin, text_end;
+    std::vector<linux_guest::ModuleRegion> regions;
+    std::vector<std::byte> buffer;
+
+    [[nodiscard]] Gva module_at(Gva address) const {
+      for (const auto &region : regions)
+        if (address >= region.base && address - region.base < region.size)
+          return region.module;
+      return {};
+    }
+  };
+
+  // The image lies in one piece of physical memory: a page of its text that another frame stands for was exchanged.
+  static void look_at_mapping(const Look &look) {
+    const auto &location = look.scene.kernel().location();
+    constexpr std::size_t extent_limit = 1 << 16;
+    for (const MappedExtent &extent :
+         look.scene.kernel().space().extents(look.text_begin.page(), look.text_end, extent_limit)) {
+      const Gpa lawful = location.physical_base + (extent.base - location.base);
+      if (extent.physical == lawful)
+        continue;
+      look.findings
+          .add({.subject = fmt::format("{:#x}", extent.base.value),
+                .severity = Severity::critical,
+                .technique = "T1014",
+                .sentence = fmt::format("{} KiB of the kernel's text from {} on are mapped from other memory than the "
+                                        "kernel's",
+                                        extent.size >> 10, look.scene.describe(extent.base))})
+          .with("address", extent.base)
+          .with("expected", lawful.value)
+          .with("found", extent.physical.value);
+    }
+  }
+
+  static void look_at_image(Look &look) {
+    const Kernel &kernel = look.scene.kernel();
+    const Profile &profile = kernel.profile();
+    const Gva base = kernel.location().base;
+    std::vector<Gva> starts;
+    starts.reserve(1 << 16);
+    starts.push_back(look.text_begin);
+    for (std::size_t i = 0; i < profile.symbol_count(); ++i) {
+      const ProfileSymbol symbol = profile.symbol_at(i);
+      const Gva address = base + symbol.value;
+      if (symbol.base != SymbolBase::image || address >= look.text_end)
+        break;
+      if (address > starts.back())
+        starts.push_back(address);
+    }
+    look_at_code(look, starts, {look.text_begin, look.text_end, {}, look.sites.static_calls, {}, true});
+  }
+
+  static void look_at_modules(Look &look) {
+    const Kernel &kernel = look.scene.kernel();
+    std::vector<Gva> symbols;
+    linux_guest::for_each_module_symbol(kernel, [&](const KernelSymbol &symbol) {
+      symbols.push_back(symbol.address);
+      return symbols.size() < module_symbol_limit;
+    });
+    std::ranges::sort(symbols);
+    for (const auto &region : look.regions) {
+      if (region.kind != linux_guest::ModuleRegion::Kind::text || region.size > largest_module)
+        continue;
+      const Gva end = region.base + region.size;
+      std::vector<Gva> starts{region.base};
+      for (auto symbol = std::ranges::upper_bound(symbols, region.base); symbol != symbols.end() && *symbol < end;
+           ++symbol)
+        if (*symbol > starts.back())
+          starts.push_back(*symbol);
+      Text text{region.base, end, region.module, CodeSites::static_calls_of(kernel, region.module), {}, false};
+      read_uses(kernel, text);
+      look_at_code(look, starts, text);
+    }
+  }
+
+  // struct module_use, in a list of all that one module uses.
+  static void read_uses(const Kernel &kernel, Text &text) {
+    const linux_guest::LayoutResolver layout(kernel.types());
+    const auto list = layout.optional("module", "target_list"), link = layout.optional("module_use", "target_list"),
+               used = layout.optional("module_use", "target");
+    if (!list || !link || !used)
+      return;
+    const auto walk = linux_guest::walk_list(kernel, text.module + list->offset, use_limit, [&](Gva node) {
+      if (const auto module = kernel.read_pointer(node - link->offset, *used))
+        text.uses.push_back(*module);
+      return true;
+    });
+    text.uses_known = walk.consistent();
+  }
+
+  // `starts` are the beginnings of functions, in order; the last ends with the text.
+  static void look_at_code(Look &look, const std::vector<Gva> &starts, const Text &text) {
+    const auto end_of = [&](std::size_t i) { return i + 1 < starts.size() ? starts[i + 1] : text.end; };
+    for (std::size_t first = 0; first < starts.size();) {
+      // As many functions at a time as fit a window: copied, so that nothing is decided on bytes that change.
+      std::size_t last = first + 1;
+      while (last < starts.size() && end_of(last) - starts[first] <= window_bytes)
+        ++last;
+      const std::uint64_t size = std::min<std::uint64_t>(end_of(last - 1) - starts[first], largest_function);
+      read_window(look, starts[first], size);
+      for (std::size_t i = first; i < last; ++i) {
+        const std::uint64_t offset = starts[i] - starts[first];
+        if (offset >= size)
+          break;
+        const Bytes code = Bytes(look.buffer).subspan(offset, std::min(end_of(i) - starts[i], size - offset));
+        step_through(code, starts[i], text.begin, text.end,
+                     [&](const Lead &lead) { judge(look, lead, starts[i], code, text); });
+      }
+      first = last;
+    }
+  }
+
+  static void read_window(Look &look, Gva begin, std::uint64_t size) {
+    look.buffer.resize(size);
+    const std::span<std::byte> all(look.buffer);
+    const auto &space = look.scene.kernel().space();
+    for (std::uint64_t done = 0; done < size;) {
+      const std::uint64_t part = std::min(size - done, page_size - (begin + done).page_offset());
+      if (!space.read(begin + done, all.subspan(done, part)))
+        std::ranges::fill(all.subspan(done, part), std::byte{undecodable});
+      done += part;
+    }
+  }
+
+  static void judge(const Look &look, const Lead &lead, Gva function, Bytes code, const Text &text) {
+    const CodeRange *range = look.scene.code().find(lead.target);
+    if (range != nullptr) {
+      if (range->owner != CodeOwner::module && range->owner != CodeOwner::module_init)
+        return;
+      // The image knows no module, and a module only those whose symbols it uses: all else can only be a static call,
+      // or its trampoline.
+      const Gva module = look.module_at(lead.target);
+      if (text.module &&
+          (!text.uses_known || module == text.module || std::ranges::find(text.uses, module) != text.uses.end()))
+        return;
+      if (CodeSites::has(text.static_calls, lead.site))
+        return;
+      const auto symbol = look.scene.system().symbolize(lead.site);
+      if (symbol && symbol->first.name.starts_with("__SCT__"))
+        return;
+    } else {
+      // Bytes that are no code, or are read from a wrong place, lead anywhere, but hardly to where code can be. The
+      // first bytes of a function that can be traced are code.
+      const auto page = look.scene.kernel().space().translate(lead.target.page());
+      const bool is_code = lead.at_entry && (CodeSites::has(look.sites.ftrace, function) ||
+                                             CodeSites::has(look.sites.ftrace, function + endbr_bytes));
+      if (!is_code && (!page || !page->executable))
+        return;
+      // The cold parts of a module's initialisation stay when it is given free, and lead to where it was.
+      std::vector<std::byte> rest(page_size - lead.target.page_offset());
+      if (look.scene.kernel().space().read(lead.target, rest) && is_filling_or_thunks(rest))
+        return;
+    }
+    const std::size_t offset = lead.site - function;
+    report(look, lead.site,
+           fmt::format(
+               "{} at {} leads to {}, {}", lead.kind, look.scene.describe(lead.site), look.scene.describe(lead.target),
+               range == nullptr ? "where the kernel knows of no code" : "a module that the code there cannot know"))
+        .with("found", lead.target)
+        .with("found_bytes", copy(code.subspan(offset, std::min<std::size_t>(lead.length, code.size() - offset))))
+        .with("owner", std::string(range != nullptr ? name_of(range->owner) : "nobody"));
+  }
+
+  // Each holds a nop, or a call (or, for BPF, a jump) that is judged like all others, or int3 for a moment.
+  static void look_at_tracer_places(const Look &look) {
+    const Kernel &kernel = look.scene.kernel();
+    for (const Gva site : look.sites.ftrace) {
+      std::array<std::byte, 5> code{};
+      const CodeRange *range = look.scene.code().find(site);
+      if (range == nullptr || (range->owner != CodeOwner::kernel && range->owner != CodeOwner::module) ||
+          !kernel.space().read(site, code))
+        continue;
+      const auto first = std::to_integer<unsigned>(code[0]);
+      if (is_long_nop(code) || first == 0xe8 || first == 0xe9)
+        continue;
+      if (first == 0xcc && (CodeSites::has(look.sites.patching, site) || CodeSites::has(look.sites.kprobes, site)))
+        continue;
+      constexpr std::array<std::byte, 5> nop{std::byte{0x0f}, std::byte{0x1f}, std::byte{0x44}, std::byte{0},
+                                             std::byte{0}};
+      report(look, site,
+             fmt::format("{} holds neither a call to a tracer nor the nop in its place", look.scene.describe(site)))
+          .with("expected_bytes", copy(nop))
+          .with("found_bytes", copy(code));
+    }
+  }
+
+  static Finding &report(const Look &look, Gva site, std::string sentence) {
+    const std::string symbol = look.scene.describe(site);
+    Finding &finding = look.findings.add(
+        {.subject = symbol, .severity = Severity::critical, .technique = "T1014", .sentence = std::move(sentence)});
+    return finding.with("address", site).with("symbol", symbol);
+  }
+
+  static std::vector<std::byte> copy(Bytes bytes) { return {bytes.begin(), bytes.end()}; }
+};
+
+LARARIUM_CHECK(
+    KernelText, "kernel_text", "T1014 T1601.001", "hooks in the code of the kernel and its modules",
+    "Steps through all code of the kernel and its modules. A call or jump that leads to no code that the kernel knows "
+    "of "
+    "is a hook; so is one into a module that the code there cannot know (it does not use the module's symbols, and "
+    "makes no static call), and a function's place for tracers that holds neither nop nor call. A page of the kernel's "
+    "text that is mapped from elsewhere was exchanged. A change that leads nowhere is not seen.")
+
+} // namespace
+} // namespace lararium::detect
