@@ -1,5 +1,6 @@
 #include "code_sites.h"
 
+#include "code_step.h"
 #include "lararium/os/linux/list.h"
 
 #include <algorithm>
@@ -13,7 +14,7 @@ using linux_guest::Kernel;
 using linux_guest::LayoutResolver;
 
 constexpr std::size_t ftrace_limit = 1 << 20, ftrace_page_limit = 1 << 16;
-constexpr std::size_t static_call_limit = 1 << 18;
+constexpr std::size_t static_call_limit = 1 << 18, jump_label_limit = 1 << 18;
 constexpr std::size_t probe_buckets = 64, probe_limit = 1 << 16; // KPROBE_TABLE_SIZE
 constexpr std::size_t patch_limit = 1 << 10;
 
@@ -30,7 +31,7 @@ void read_ftrace(const Kernel &kernel, CodeSites &sites) {
   if (!head)
     return;
   std::vector<std::byte> buffer;
-  const auto walk = linux_guest::walk_chain(kernel, *head, next->offset, ftrace_page_limit, [&](Gva page) {
+  linux_guest::walk_chain(kernel, *head, next->offset, ftrace_page_limit, [&](Gva page) {
     const auto array = kernel.read_pointer(page, *records);
     const std::uint64_t claimed = kernel.read_field(page, *count).value_or(0);
     const std::uint64_t taken = std::min<std::uint64_t>(claimed, ftrace_limit - sites.ftrace.size());
@@ -46,7 +47,6 @@ void read_ftrace(const Kernel &kernel, CodeSites &sites) {
     }
     return true;
   });
-  sites.ftrace_complete = walk.consistent();
 }
 
 // struct static_call_site: distances of the site and of its key, each from its own place.
@@ -63,19 +63,53 @@ std::vector<Gva> read_static_calls(const Kernel &kernel, Gva begin, std::uint64_
   return sites;
 }
 
+// struct jump_entry: distances of the site and of where the label leads, each from its own place (50ff18ab497a, 4.20).
+std::vector<JumpLabel> read_jump_labels(const Kernel &kernel, Gva begin, std::uint64_t count) {
+  struct Entry {
+    std::int32_t site, target;
+    std::int64_t key;
+  };
+  std::vector<JumpLabel> labels;
+  if (kernel.types().size_of("jump_entry") != sizeof(Entry))
+    return labels;
+  std::vector<Entry> entries(std::min<std::uint64_t>(count, jump_label_limit));
+  entries.resize(kernel.space().read_prefix(begin, std::as_writable_bytes(std::span(entries))) / sizeof(Entry));
+  const auto from = [](Gva place, std::int32_t distance) {
+    return place + static_cast<std::uint64_t>(std::int64_t{distance});
+  };
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const Gva place = begin + i * sizeof(Entry);
+    labels.push_back({from(place, entries[i].site), from(place + 4, entries[i].target)});
+  }
+  std::ranges::sort(labels, {}, &JumpLabel::site);
+  return labels;
+}
+
 void read_kprobes(const Kernel &kernel, CodeSites &sites) {
   const LayoutResolver layout(kernel.types());
   const auto table = kernel.symbol("kprobe_table");
-  const auto node = layout.optional("kprobe", "hlist"), address = layout.optional("kprobe", "addr");
-  if (!table || !node || !address)
+  const auto node = layout.optional("kprobe", "hlist"), address = layout.optional("kprobe", "addr"),
+             opcode = layout.optional("kprobe", "opcode"), optimised = layout.optional("optimized_kprobe", "kp"),
+             copied = layout.optional("optimized_kprobe", "optinsn.copied_insn");
+  if (!table || !node || !address || !opcode)
     return;
   std::array<std::uint64_t, probe_buckets> heads{};
   if (!kernel.space().read(*table, std::as_writable_bytes(std::span(heads))))
     return;
   for (const std::uint64_t head : heads)
     linux_guest::walk_chain(kernel, Gva{head}, 0, probe_limit, [&](Gva link) {
-      if (const auto at = kernel.read_pointer(link - node->offset, *address))
-        sites.kprobes.push_back(*at);
+      const Gva probe = link - node->offset;
+      const auto at = kernel.read_pointer(probe, *address);
+      const auto first = kernel.read_field(probe, *opcode);
+      std::byte now{};
+      if (!at || !first || !kernel.space().read(*at, writable_bytes_of(now)))
+        return true;
+      Probe result{*at, {static_cast<std::byte>(*first)}, now == std::byte{0xe9} && *first != 0xe9};
+      // An optimised one displaced four bytes more, and keeps them.
+      if (result.is_optimised && (!copied || !kernel.space().read(probe - optimised->offset + copied->offset,
+                                                                  std::span(result.original).subspan(1))))
+        return true;
+      sites.kprobes.push_back(result);
       return sites.kprobes.size() < probe_limit;
     });
 }
@@ -124,8 +158,12 @@ CodeSites CodeSites::read(const Kernel &kernel) {
     sites.static_calls = read_static_calls(kernel, *begin, (*end - *begin) / 8);
   read_kprobes(kernel, sites);
   read_patching(kernel, sites);
-  for (auto *list : {&sites.ftrace, &sites.kprobes, &sites.patching})
-    std::ranges::sort(*list);
+  if (const auto begin = kernel.symbol("__start___jump_table"), end = kernel.symbol("__stop___jump_table");
+      begin && end && *end > *begin)
+    sites.jump_labels = read_jump_labels(kernel, *begin, (*end - *begin) / 16);
+  std::ranges::sort(sites.ftrace);
+  std::ranges::sort(sites.patching);
+  std::ranges::sort(sites.kprobes, {}, &Probe::address);
   return sites;
 }
 
@@ -136,6 +174,35 @@ std::vector<Gva> CodeSites::static_calls_of(const Kernel &kernel, Gva module) {
   const auto array = sites ? kernel.read_pointer(module, *sites) : std::nullopt;
   return array && count ? read_static_calls(kernel, *array, kernel.read_field(module, *count).value_or(0))
                         : std::vector<Gva>();
+}
+
+std::vector<JumpLabel> CodeSites::jump_labels_of(const Kernel &kernel, Gva module) {
+  const LayoutResolver layout(kernel.types());
+  const auto entries = layout.optional("module", "jump_entries"), count = layout.optional("module", "num_jump_entries");
+  const auto array = entries ? kernel.read_pointer(module, *entries) : std::nullopt;
+  return array && count ? read_jump_labels(kernel, *array, kernel.read_field(module, *count).value_or(0))
+                        : std::vector<JumpLabel>();
+}
+
+bool CodeSites::has_probe(Gva address) const {
+  return std::ranges::binary_search(kprobes, address, {}, &Probe::address);
+}
+
+std::uint8_t length_of_jump_label(Bytes code) {
+  const auto at = [&](std::size_t i) { return i < code.size() ? std::to_integer<unsigned>(code[i]) : 0U; };
+  if (at(0) == 0xcc)
+    return 0;
+  return at(0) == 0xeb || (at(0) == 0x66 && at(1) == 0x90) ? 2 : 5;
+}
+
+bool is_lawful_jump_label(Bytes code, const JumpLabel &label) {
+  if (is_long_nop(code))
+    return true;
+  const CodeStep step = step_at(code);
+  if (step.length == 2 && step.kind == StepKind::pad)
+    return true;
+  return step.kind == StepKind::jump &&
+         label.site + step.length + static_cast<std::uint64_t>(step.value) == label.target;
 }
 
 bool CodeSites::has(const std::vector<Gva> &sites, Gva address) { return std::ranges::binary_search(sites, address); }

@@ -6,6 +6,7 @@
 #include "code_sites.h"
 #include "lararium/detect/check.h"
 #include "lararium/os/linux/modules.h"
+#include "text_memory.h"
 
 #include <algorithm>
 #include <array>
@@ -32,7 +33,7 @@ public:
     // Code that is missing in an incomplete list would make every way to it look like a hook.
     if (!scene.code().complete())
       return fail(ErrorCode::corrupt, "the kernel's lists of code cannot be read to their ends");
-    Look look{scene, findings, CodeSites::read(scene.kernel()), {}, {}, {}, {}};
+    Look look{scene, findings, CodeSites::read(scene.kernel()), {}, {}, {}, {}, {}};
     if (auto regions = linux_guest::read_module_regions(scene.kernel()))
       look.regions = std::move(regions->items);
     const auto begin = scene.kernel().symbol("_stext"), end = scene.kernel().symbol("_etext");
@@ -44,10 +45,20 @@ public:
     look_at_image(look);
     look_at_modules(look);
     look_at_tracer_places(look);
+    look_at_jump_labels(look);
+    memory_.look(scene, look.sites, look.regions, look.trampolines, [&](Gva line, Bytes found, bool is_code) {
+      const char *const what = is_code ? "code" : "read-only data";
+      report(look, line,
+             fmt::format("{} bytes of {} from {} on are not what they were at the first look", found.size(), what,
+                         scene.describe(line)))
+          .with("found_bytes", copy(found));
+    });
     return {};
   }
 
 private:
+  TextMemory memory_;
+
   // Whose code is stepped through.
   struct Text {
     Gva begin, end;
@@ -63,6 +74,7 @@ private:
     CodeSites sites;
     Gva text_begin, text_end;
     std::vector<linux_guest::ModuleRegion> regions;
+    std::vector<Gva> trampolines; // of static calls in modules
     std::vector<std::byte> buffer;
 
     [[nodiscard]] Gva module_at(Gva address) const {
@@ -118,6 +130,8 @@ private:
     std::vector<Gva> symbols;
     linux_guest::for_each_module_symbol(kernel, [&](const KernelSymbol &symbol) {
       symbols.push_back(symbol.address);
+      if (symbol.name.starts_with("__SCT__"))
+        look.trampolines.push_back(symbol.address);
       return symbols.size() < module_symbol_limit;
     });
     std::ranges::sort(symbols);
@@ -233,10 +247,12 @@ private:
       if (range == nullptr || (range->owner != CodeOwner::kernel && range->owner != CodeOwner::module) ||
           !kernel.space().read(site, code))
         continue;
+      if (range->owner == CodeOwner::kernel)
+        look_before_tracer_place(look, site);
       const auto first = std::to_integer<unsigned>(code[0]);
       if (is_long_nop(code) || first == 0xe8 || first == 0xe9)
         continue;
-      if (first == 0xcc && (CodeSites::has(look.sites.patching, site) || CodeSites::has(look.sites.kprobes, site)))
+      if (first == 0xcc && (CodeSites::has(look.sites.patching, site) || look.sites.has_probe(site)))
         continue;
       constexpr std::array<std::byte, 5> nop{std::byte{0x0f}, std::byte{0x1f}, std::byte{0x44}, std::byte{0},
                                              std::byte{0}};
@@ -245,6 +261,44 @@ private:
           .with("expected_bytes", copy(nop))
           .with("found_bytes", copy(code));
     }
+  }
+
+  // The function's first instruction, where it is endbr64, or the nop in its place.
+  static void look_before_tracer_place(const Look &look, Gva site) {
+    const Kernel &kernel = look.scene.kernel();
+    const Gva function = site - endbr_bytes;
+    std::array<std::byte, endbr_bytes> code{};
+    // Where the function begins at the place itself, int3 is what fills the gap before it.
+    if (!kernel.space().read(function, code) || code[0] != std::byte{0xcc} || look.sites.has_probe(function) ||
+        CodeSites::has(look.sites.patching, function))
+      return;
+    const std::uint64_t offset = function - kernel.location().base;
+    if (const auto symbol = kernel.profile().nearest(offset + endbr_bytes); symbol && symbol->value == offset)
+      report(look, function, fmt::format("{} begins with int3, and no probe is there", look.scene.describe(function)))
+          .with("found_bytes", copy(code));
+  }
+
+  // Each holds a nop or a jump to the one place that its entry names.
+  static void look_at_jump_labels(const Look &look) {
+    const Kernel &kernel = look.scene.kernel();
+    // Tables also name initialisation code, which is given free, and whose place may have become another's.
+    const auto look_at = [&](const std::vector<JumpLabel> &labels, Gva begin, Gva end) {
+      for (const JumpLabel &label : labels) {
+        std::array<std::byte, 5> code{};
+        if (label.site < begin || label.site >= end || !kernel.space().read(label.site, code) ||
+            is_lawful_jump_label(code, label) || CodeSites::has(look.sites.patching, label.site))
+          continue;
+        report(look, label.site,
+               fmt::format("the jump label at {} holds neither a nop nor the jump to its target",
+                           look.scene.describe(label.site)))
+            .with("expected", label.target)
+            .with("found_bytes", copy(code));
+      }
+    };
+    look_at(look.sites.jump_labels, look.text_begin, look.text_end);
+    for (const auto &region : look.regions)
+      if (region.kind == linux_guest::ModuleRegion::Kind::text)
+        look_at(CodeSites::jump_labels_of(kernel, region.module), region.base, region.base + region.size);
   }
 
   static Finding &report(const Look &look, Gva site, std::string sentence) {
@@ -263,7 +317,10 @@ LARARIUM_CHECK(
     "of "
     "is a hook; so is one into a module that the code there cannot know (it does not use the module's symbols, and "
     "makes no static call), and a function's place for tracers that holds neither nop nor call. A page of the kernel's "
-    "text that is mapped from elsewhere was exchanged. A change that leads nowhere is not seen.")
+    "text that is mapped from elsewhere was exchanged. While a guest is watched, code and the kernel's read-only data "
+    "are "
+    "also compared with what they were at the first look, which is trusted, less the places that the kernel itself "
+    "changes. A single check remembers nothing: what was changed before, and leads nowhere, is not seen.")
 
 } // namespace
 } // namespace lararium::detect
