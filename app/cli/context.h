@@ -80,8 +80,10 @@ public:
                                        Write &&write) {
     JsonWriter json = begin_document(view, status);
     json.key("items").begin_array();
-    for (const Item &item : items)
+    for (const Item &item : items) {
       write(json, item);
+      TRY(out.flush_if_large()); // all that can fail has been done: what is written stays a document
+    }
     json.end_array();
     return end_document(json);
   }

@@ -103,6 +103,10 @@ private:
       return;
     }
     row.vm.identity.memory_access = target->identity.memory_access;
+    // The command line does not know of memory that was plugged in; the memory map also counts what is no RAM.
+    constexpr std::uint64_t plugged_at_least = 128 << 20;
+    if (const std::uint64_t seen = target->memory->total_size(); seen >= row.vm.ram_bytes + plugged_at_least)
+      row.vm.ram_bytes += (seen - row.vm.ram_bytes) & ~(plugged_at_least - 1);
     auto guest = context.host.attach(*target, context.options.guest);
     auto system = guest ? guest->system->info() : Result<SystemInfo>(std::unexpected(guest.error()));
     if (system)

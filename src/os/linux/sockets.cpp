@@ -610,6 +610,9 @@ private:
     std::uint64_t bytes = 0;
     auto buffer = kernel_.read_pointer(head);
     for (std::size_t i = 0; i < queue_limit && buffer && *buffer != head && kernel_.is_kernel_address(*buffer); ++i) {
+      if (packets_left_ == 0)
+        return bytes; // crafted sockets share one long queue
+      --packets_left_;
       const auto length = number(*buffer, f_.buffer_length);
       if (type == type_datagram)
         return length;
@@ -633,6 +636,8 @@ private:
   const Kernel &kernel_;
   const SocketLayout &f_;
   const InterfaceNames &interfaces_;
+  // Of all queues together: a packet (struct sk_buff) takes some 256 bytes of the guest's memory.
+  mutable std::size_t packets_left_ = kernel_.memory().total_size() / 256;
   std::unordered_map<Gva, std::uint32_t> namespaces_;
 };
 
