@@ -77,7 +77,7 @@ enum class Group : std::uint8_t {
   network,
   memory,
   program
-};                                              // in the order of the help
+}; // in the order of the help
 enum class Subject : std::uint8_t { none, vm }; // VM: the first argument names one
 
 struct CommandEntry {
