@@ -53,6 +53,13 @@ VmListing listing_of(qemu::VmSummary vm) {
   return listing;
 }
 
+std::vector<VmListing> listings_of(std::vector<qemu::VmSummary> vms) {
+  std::vector<VmListing> listings;
+  for (qemu::VmSummary &vm : vms)
+    listings.push_back(listing_of(std::move(vm)));
+  return listings;
+}
+
 WriteOptions write_options(const CoreOptions &options) {
   WriteOptions converted;
   converted.overwrite = options.overwrite;
@@ -86,10 +93,10 @@ void add_kernel_views(MachineCore &core, OperatingSystem &system) {
 class LocalHost final : public Host {
 public:
   Result<std::vector<VmListing>> vms() override {
-    std::vector<VmListing> listings;
-    for (qemu::VmSummary &vm : qemu::discover())
-      listings.push_back(listing_of(std::move(vm)));
-    return listings;
+    return listings_of(qemu::discover());
+  }
+  Result<std::vector<VmListing>> vm_processes() override {
+    return listings_of(qemu::discover({.ask_monitors = false}));
   }
 
   Result<Target> open(const std::string &name) override {
@@ -171,10 +178,14 @@ private:
   struct Attaching {
     std::optional<ProfileCache> cache;
     std::shared_ptr<const Profile> profile;
-    [[nodiscard]] linux_guest::AttachOptions options() const { return {cache ? &*cache : nullptr, profile}; }
+    bool running_only = false;
+    [[nodiscard]] linux_guest::AttachOptions options() const {
+      return {cache ? &*cache : nullptr, profile, running_only};
+    }
   };
   static Result<Attaching> prepare(const GuestOptions &options) {
     Attaching attaching;
+    attaching.running_only = options.running_only;
     if (options.use_cache)
       attaching.cache =
           options.cache_directory.empty() ? ProfileCache::default_location() : ProfileCache(options.cache_directory);

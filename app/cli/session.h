@@ -31,6 +31,7 @@ struct GuestOptions {
   std::string profile_file;    // Volatility ISF; empty: from the guest's own memory
   std::string cache_directory; // empty: the default one
   bool use_cache = true;
+  bool running_only = false; // not a kernel that lies in memory but runs no more (after a reset)
 };
 
 // A guest whose operating system is understood.
@@ -64,6 +65,8 @@ public:
   virtual ~Host() = default;
 
   [[nodiscard]] virtual Result<std::vector<VmListing>> vms() = 0;
+  // Who they are, from /proc alone: no monitor is asked, state and version stay unknown.
+  [[nodiscard]] virtual Result<std::vector<VmListing>> vm_processes() = 0;
   // A VM's name, pid, uuid or QMP socket, or the path of a dump.
   [[nodiscard]] virtual Result<Target> open(const std::string &name) = 0;
   // The target must outlive the guest.

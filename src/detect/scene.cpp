@@ -1,4 +1,5 @@
 #include "lararium/detect/check.h"
+#include "lararium/os/common/actor.h"
 #include "lararium/os/linux.h"
 
 #include <algorithm>
@@ -67,8 +68,7 @@ bool Scene::is_foreign_module(std::string_view name) const {
 }
 
 Actor Scene::actor(const Process &process) const {
-  return {process.tgid, process.ppid,         process.uid.effective, process.comm,
-          process.exe,  process.container_id, process.start_time_ns};
+  return actor_of(process);
 }
 
 std::string Scene::describe(Gva address) const {

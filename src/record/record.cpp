@@ -12,4 +12,6 @@ std::string_view name_of(Severity severity) {
   return "unknown";
 }
 
+std::string_view name_of(RecordKind kind) { return kind == RecordKind::finding ? "finding" : "event"; }
+
 } // namespace lararium

@@ -1,5 +1,6 @@
 #include "../context.h"
 #include "../exit_codes.h"
+#include "../record_output.h"
 #include "../table.h"
 #include "../text.h"
 
@@ -8,7 +9,6 @@
 #include <algorithm>
 #include <chrono>
 #include <fmt/format.h>
-#include <sstream>
 
 namespace lararium::cli {
 namespace {
@@ -17,75 +17,6 @@ using detect::CheckEntry;
 using detect::Outcome;
 
 double milliseconds_of(std::chrono::nanoseconds time) { return static_cast<double>(time.count()) / 1e6; }
-
-std::vector<std::string> split(const std::string &names) {
-  std::vector<std::string> result;
-  std::istringstream stream(names);
-  for (std::string name; std::getline(stream, name, ',');)
-    if (!name.empty())
-      result.push_back(name);
-  return result;
-}
-
-Style style_of(Severity severity) {
-  return severity >= Severity::high ? Style::red : severity == Severity::medium ? Style::yellow : Style::plain;
-}
-
-struct ValueWriter {
-  JsonWriter &json;
-  void operator()(const std::string &text) const { json.value(text); }
-  void operator()(std::uint64_t number) const { json.value(number); }
-  void operator()(bool truth) const { json.value(truth); }
-  void operator()(Gva address) const { json.value(address); }
-  void operator()(const std::vector<std::byte> &bytes) const { json.value(hex(bytes)); }
-
-  static std::string hex(const std::vector<std::byte> &bytes) {
-    std::string text;
-    for (const std::byte byte : bytes)
-      text += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
-    return text;
-  }
-};
-
-void write_finding(JsonWriter &json, const Finding &finding) {
-  json.begin_object()
-      .member("check", finding.check)
-      .member("subject", finding.subject)
-      .member("severity", lararium::name_of(finding.severity))
-      .member("technique", finding.technique)
-      .member("sentence", finding.sentence);
-  json.key("evidence").begin_object();
-  for (const RecordField &field : finding.evidence) {
-    json.key(field.name);
-    std::visit(ValueWriter{json}, field.value);
-  }
-  json.end_object();
-  json.key("process");
-  if (finding.process) {
-    const Actor &actor = *finding.process;
-    json.begin_object().member("pid", actor.pid).member("ppid", actor.ppid).member("uid", actor.uid);
-    json.member("comm", actor.comm);
-    json.text_or_null("exe", actor.exe);
-    json.text_or_null("container_id", actor.container_id);
-    json.key("start_time");
-    actor.start_time_ns ? json.time(*actor.start_time_ns) : json.null();
-    json.end_object();
-  } else {
-    json.null();
-  }
-  json.end_object();
-}
-
-std::string text_of(const FieldValue &value) {
-  struct {
-    std::string operator()(const std::string &text) const { return visible(text); }
-    std::string operator()(std::uint64_t number) const { return fmt::format("{}", number); }
-    std::string operator()(bool truth) const { return truth ? "yes" : "no"; }
-    std::string operator()(Gva address) const { return fmt::format("{:#x}", address.value); }
-    std::string operator()(const std::vector<std::byte> &bytes) const { return ValueWriter::hex(bytes); }
-  } visitor;
-  return std::visit(visitor, value);
-}
 
 class CheckCommand final : public Command {
 public:
@@ -101,7 +32,7 @@ public:
     TRY_ASSIGN(Target *const target, context.target());
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
     TRY_ASSIGN(auto runner,
-               detect::Runner::create(*target, *guest, {split(only_.value_or("")), split(skip_.value_or(""))}));
+               detect::Runner::create(*target, *guest, {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
     // What stands still needs no second look.
     if (context.paused() || target->identity.kind == TargetKind::dump)
       runner.looks = 1;

@@ -14,6 +14,8 @@ namespace lararium::linux_guest {
 struct AttachOptions {
   const ProfileCache *cache = nullptr;    // null: neither read nor written
   std::shared_ptr<const Profile> profile; // of an ISF file that the user gave; null: from the guest itself
+  // Only a kernel that a vCPU runs, where registers can be had: after a reset memory still holds the one before.
+  bool running_only = false;
 };
 
 // How the guest's kernel was found, and what it took.

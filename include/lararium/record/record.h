@@ -54,4 +54,31 @@ struct Finding {
   }
 };
 
+// Which VM a record is of.
+struct RecordVm {
+  std::string name, uuid; // uuid empty: none
+  std::int32_t pid = 0;   // of the process that runs it
+};
+
+enum class RecordKind : std::uint8_t { event, finding };
+[[nodiscard]] std::string_view name_of(RecordKind kind);
+
+// Something that happened, or a finding that appeared or cleared.
+struct Record {
+  RecordKind kind = RecordKind::event;
+  std::string type{}; // "process_started"; docs/records.md lists them
+  RecordVm vm{};
+  std::optional<std::uint64_t> guest_time_ns{}; // since 1970, by the guest's clock, of the look that saw it
+  std::uint64_t host_time_ns = 0;               // the same moment by the host's clock
+  std::string sentence{};                       // for a person, without a full stop
+  std::optional<Actor> actor{};                 // who did it, where that can be seen
+  std::vector<RecordField> fields{};
+  std::optional<Finding> finding{};
+
+  Record &with(std::string name, FieldValue value) {
+    fields.push_back({std::move(name), std::move(value)});
+    return *this;
+  }
+};
+
 } // namespace lararium

@@ -14,6 +14,7 @@
 #include "maps.h"
 #include "mounts.h"
 #include "process_image.h"
+#include "pulse.h"
 #include "recover.h"
 #include "sockets.h"
 
@@ -35,6 +36,10 @@ void LinuxSystem::refresh() {
 }
 
 Result<SystemInfo> LinuxSystem::info() { return read_info(*kernel_); }
+Result<Pulse> LinuxSystem::pulse() { return read_pulse(*kernel_); }
+Result<View<std::uint32_t>> LinuxSystem::allocated_pids(std::uint32_t begin, std::uint32_t end) {
+  return read_allocated_pids(*kernel_, begin, end);
+}
 Result<View<Process>> LinuxSystem::processes(const ProcessQuery &query) { return read_processes(*kernel_, query); }
 Result<View<KernelModule>> LinuxSystem::modules() { return read_modules(*kernel_); }
 Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t pid) { return read_memory_regions(*kernel_, pid); }
@@ -218,6 +223,8 @@ Result<Found> find_kernel(const Target &target, const AttachOptions &options, At
   std::optional<Error> first_error;
   // Registers first: they tell the running kernel for certain, and cost no search.
   for (const bool search_memory : {false, true}) {
+    if (search_memory && options.running_only && !registers.empty())
+      break;
     for (const auto &location : locate_kernels(target, registers, search_memory)) {
       auto found = find_profile(target, options, location, report);
       if (found) {

@@ -18,6 +18,8 @@ public:
 
   void refresh() override;
   [[nodiscard]] Result<SystemInfo> info() override;
+  [[nodiscard]] Result<Pulse> pulse() override;
+  [[nodiscard]] Result<View<std::uint32_t>> allocated_pids(std::uint32_t begin, std::uint32_t end) override;
   [[nodiscard]] Result<View<Process>> processes(const ProcessQuery &query) override;
   [[nodiscard]] Result<View<MemoryRegion>> memory_regions(std::int32_t pid) override;
   [[nodiscard]] Result<View<OpenFile>> open_files(std::optional<std::int32_t> pid) override;

@@ -421,8 +421,7 @@ public:
     read_credentials(p);
     read_namespaces(p);
     read_group(p);
-    if (query_.memory || query_.arguments || query_.paths)
-      read_memory(p);
+    read_memory(p);
     if (query_.paths)
       read_paths(p);
     return p;
@@ -630,6 +629,7 @@ private:
     const auto mm = follow(p, p.task, f_.mm, "memory");
     if (!mm)
       return;
+    p.memory = *mm;
     if (query_.memory) {
       p.virtual_bytes = number<std::uint64_t>(*mm, f_.total_vm) * page_size;
       std::int64_t pages = 0;

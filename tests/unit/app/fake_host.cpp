@@ -105,6 +105,8 @@ public:
     return info;
   }
 
+  Result<Pulse> pulse() override { return Pulse{boot_time, second, 500, 32768}; }
+  Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return View<std::uint32_t>{}; }
   Result<View<Process>> processes(const ProcessQuery &query) override {
     View<Process> view{world_.processes, world_.status};
     if (query.only_pid)
@@ -370,6 +372,7 @@ public:
   explicit FakeHost(FakeWorld &world) : world_(world) {}
 
   Result<std::vector<VmListing>> vms() override { return world_.vms; }
+  Result<std::vector<VmListing>> vm_processes() override { return world_.vms; }
 
   Result<Target> open(const std::string &name) override {
     for (const VmListing &vm : world_.vms)

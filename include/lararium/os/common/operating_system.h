@@ -49,6 +49,10 @@ public:
   virtual void refresh() = 0;
 
   [[nodiscard]] virtual Result<SystemInfo> info() = 0;
+  // An error: the kernel that was attached to is not there any more.
+  [[nodiscard]] virtual Result<Pulse> pulse() = 0;
+  // The pids of [begin, end) that the allocator has given out, those of threads, groups and sessions too, in order.
+  [[nodiscard]] virtual Result<View<std::uint32_t>> allocated_pids(std::uint32_t begin, std::uint32_t end) = 0;
   [[nodiscard]] virtual Result<View<Process>> processes(const ProcessQuery &query) = 0;
   [[nodiscard]] virtual Result<View<MemoryRegion>> memory_regions(std::int32_t pid) = 0;
   [[nodiscard]] virtual Result<View<OpenFile>> open_files(std::optional<std::int32_t> pid) = 0;

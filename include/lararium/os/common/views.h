@@ -61,6 +61,13 @@ struct SystemInfo {
   ViewStatus status;
 };
 
+// What tells that a system runs, and how fast its pids are used up, at the cost of a few reads.
+struct Pulse {
+  std::optional<std::uint64_t> time_ns, uptime_ns; // of its last tick: an idle system ticks seldom, a paused one not
+  std::optional<std::uint32_t> next_pid;           // where the search for the next free pid begins
+  std::optional<std::uint32_t> pid_limit;          // where pids start anew from below
+};
+
 struct UserIds {
   std::uint32_t real = 0, effective = 0, saved = 0, filesystem = 0;
 };
@@ -102,7 +109,8 @@ struct Process {         // a thread group; or, where threads were asked for, on
   std::int32_t nice = 0;
   std::uint32_t cpu = 0; // that it ran on last
   std::uint32_t login_uid = UINT32_MAX;
-  Gva task; // its task_struct
+  Gva task;   // its task_struct
+  Gva memory; // its mm_struct, another one after each exec; null: it has none
 };
 
 struct MemoryRegion { // one line of /proc/PID/maps

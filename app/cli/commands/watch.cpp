@@ -1,0 +1,332 @@
+#include "../context.h"
+#include "../record_output.h"
+#include "../text.h"
+#include "../vm_watch.h"
+
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+#include <cerrno>
+#include <fmt/format.h>
+#include <set>
+
+namespace lararium::cli {
+namespace {
+
+using namespace std::chrono_literals;
+using std::chrono::milliseconds;
+using watch::Clock;
+
+// "100ms", "10s", "5m", "1h"; a bare number is seconds.
+Result<milliseconds> parse_duration(const std::string &text, std::string_view option) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  const double factor = unit == "ms" ? 1 : unit.empty() || unit == "s" ? 1e3 : unit == "m" ? 6e4 : unit == "h" ? 3.6e6 : 0;
+  constexpr double longest = 366 * 24 * 3.6e6;
+  if (error != std::errc() || factor == 0 || !(number * factor >= 0 && number * factor <= longest))
+    return fail(ErrorCode::usage, fmt::format("{}: no duration such as 100ms, 10s, 5m or 1h: {}", option, visible(text)));
+  return milliseconds(static_cast<std::int64_t>(number * factor));
+}
+
+struct EventGroup {
+  std::string_view name;
+  std::vector<std::string_view> types;
+};
+const std::vector<EventGroup> &event_groups() {
+  static const std::vector<EventGroup> groups = {
+      {"processes", {"process_started", "process_ended", "process_executed", "process_renamed", "processes_unseen"}},
+      {"credentials", {"credentials_changed"}},
+      {"modules", {"module_loaded", "module_unloaded"}},
+      {"sockets", {"listening_started", "listening_stopped", "connection_opened", "connection_closed"}},
+      {"mounts", {"mounted", "unmounted"}},
+      {"interfaces", {"interface_appeared", "interface_changed", "interface_gone"}},
+      {"bpf", {"bpf_program_loaded", "bpf_program_unloaded"}},
+      {"findings", {"finding_appeared", "finding_cleared"}},
+  };
+  return groups;
+}
+
+// Which records are printed. What concerns the VM as a whole and the watching itself always is.
+class EventChoice {
+public:
+  [[nodiscard]] static Result<EventChoice> parse(const std::optional<std::string> &text) {
+    EventChoice choice;
+    if (!text)
+      return choice;
+    choice.chosen_.emplace();
+    for (const std::string &name : split_names(*text)) {
+      bool known = false;
+      for (const EventGroup &group : event_groups()) {
+        for (const std::string_view type : group.types)
+          if (name == group.name || name == type) {
+            choice.chosen_->emplace(type);
+            known = true;
+          }
+      }
+      if (!known)
+        return fail(ErrorCode::usage, fmt::format("--events: no events are called {}; there are {}", visible(name), names()));
+    }
+    return choice;
+  }
+  [[nodiscard]] bool wants(std::string_view type) const {
+    return !chosen_ || type.starts_with("vm_") || type.starts_with("guest_") || type.starts_with("watch_") ||
+           chosen_->contains(type);
+  }
+  [[nodiscard]] bool wants_group(std::string_view name) const {
+    const auto &groups = event_groups();
+    const auto group = std::ranges::find(groups, name, &EventGroup::name);
+    return std::ranges::any_of(group->types, [&](std::string_view type) { return wants(type); });
+  }
+  static std::string names() {
+    std::vector<std::string_view> all;
+    for (const EventGroup &group : event_groups())
+      all.push_back(group.name);
+    return fmt::format("{}", fmt::join(all, ", "));
+  }
+
+private:
+  std::optional<std::set<std::string, std::less<>>> chosen_;
+};
+
+double cpu_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
+}
+
+// Waits until then, or for a signal that ends the program; whether it was one. They must be blocked.
+bool interrupted_before(Clock::time_point until) {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT})
+    sigaddset(&set, signal);
+  for (;;) {
+    const auto left = std::max<Clock::duration>(until - Clock::now(), Clock::duration::zero());
+    const auto nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+    const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
+    if (::sigtimedwait(&set, nullptr, &time) > 0)
+      return true;
+    if (errno != EINTR)
+      return false;
+  }
+}
+
+class Watch final : public Command {
+public:
+  void describe(Syntax &syntax) override {
+    syntax.argument("VM", "names, pids, uuids or QMP sockets of VMs; may be left out when one VM runs", names_);
+    syntax.flag("-a,--all", "all VMs of this host, also those that come later", all_);
+    syntax.option("-i,--interval", "TIME",
+                  "between looks at processes and modules; 100ms if left out. Sockets, mounts and interfaces are looked "
+                  "at every second, BPF programs every two",
+                  interval_);
+    syntax.option("--checks-every", "TIME", "between rounds of all checks; 10s if left out", checks_every_);
+    syntax.flag("--no-checks", "make no checks, so no findings", no_checks_);
+    syntax.option("-e,--events", "KINDS",
+                  "only these, separated by commas: " + EventChoice::names() +
+                      ", or types of records (process_started)",
+                  events_);
+    syntax.option("--for", "TIME", "end after that time", for_);
+  }
+
+  Result<void> run(Context &context) override {
+    if (context.options.pause)
+      return fail(ErrorCode::usage, "watch looks at a guest that runs: leave out --pause");
+    if (all_ && !names_.empty())
+      return fail(ErrorCode::usage, "--all takes no names of VMs");
+    WatchSettings settings;
+    settings.guest = context.options.guest;
+    TRY_ASSIGN(settings.interval, parse_duration(interval_, "--interval"));
+    if (settings.interval < 10ms || settings.interval > 1h)
+      return fail(ErrorCode::usage, "an interval lies between 10ms and 1h");
+    TRY_ASSIGN(settings.checks_every, parse_duration(checks_every_, "--checks-every"));
+    if (settings.checks_every < 100ms)
+      return fail(ErrorCode::usage, "between two rounds of checks lie at least 100ms");
+    TRY_ASSIGN(choice_, EventChoice::parse(events_));
+    std::optional<milliseconds> length;
+    if (for_) {
+      TRY_ASSIGN(length, parse_duration(*for_, "--for"));
+    }
+    plan(settings);
+
+    const SignalGuard guard; // so that the end of watching can be told
+    const auto begin = Clock::now();
+    const double cpu_before = cpu_seconds();
+    std::vector<std::unique_ptr<VmWatch>> watches;
+    if (!all_) {
+      TRY(open_named(context, settings, watches));
+    }
+    many_ = all_ || watches.size() > 1;
+    const auto end = length ? begin + *length : Clock::time_point::max();
+    auto next_discovery = begin;
+    for (;;) {
+      const auto now = Clock::now();
+      if (now >= end)
+        break;
+      if (all_ && now >= next_discovery) {
+        discover(context, settings, watches);
+        next_discovery = now + 500ms;
+      }
+      std::vector<Record> records;
+      auto next = all_ ? std::min(end, next_discovery) : end;
+      for (const auto &vm : watches) {
+        vm->step(Clock::now(), records);
+        if (!vm->gone())
+          next = std::min(next, vm->due());
+        TRY(print(context, records));
+      }
+      std::erase_if(watches, [&](const auto &vm) {
+        if (vm->gone())
+          add_counts(*vm);
+        return vm->gone();
+      });
+      if (watches.empty() && !all_)
+        break;
+      if (interrupted_before(std::min(next, Clock::now() + 1s)))
+        break;
+    }
+    for (const auto &vm : watches)
+      add_counts(*vm);
+    return print_summary(context, std::chrono::duration<double>(Clock::now() - begin).count(),
+                         cpu_seconds() - cpu_before);
+  }
+
+private:
+  void plan(WatchSettings &settings) const {
+    watch::Plan &plan = settings.plan;
+    plan.processes = plan.modules = settings.interval;
+    if (!choice_.wants_group("modules"))
+      plan.modules = 0ms;
+    if (!choice_.wants_group("sockets"))
+      plan.sockets = 0ms;
+    if (!choice_.wants_group("mounts"))
+      plan.mounts = 0ms;
+    if (!choice_.wants_group("interfaces"))
+      plan.interfaces = 0ms;
+    if (!choice_.wants_group("bpf"))
+      plan.bpf = 0ms;
+    if (no_checks_ || !choice_.wants_group("findings"))
+      settings.checks_every = 0ms;
+  }
+
+  Result<void> open_named(Context &context, const WatchSettings &settings,
+                          std::vector<std::unique_ptr<VmWatch>> &watches) {
+    if (names_.empty()) {
+      TRY_ASSIGN(const auto vms, context.host.vms());
+      if (vms.empty())
+        return fail(ErrorCode::not_found, "no VM runs on this host that you can see");
+      if (vms.size() > 1)
+        return fail(ErrorCode::ambiguous, fmt::format("{} VMs run on this host: name some, or say --all", vms.size()));
+      names_.push_back(std::to_string(vms.front().identity.pid));
+    }
+    for (const std::string &name : names_) {
+      TRY_ASSIGN(auto vm, VmWatch::open(context.host, settings, name));
+      const pid_t pid = vm->identity().pid;
+      if (std::ranges::none_of(watches, [&](const auto &other) { return other->identity().pid == pid; }))
+        watches.push_back(std::move(vm));
+    }
+    return {};
+  }
+
+  // Takes in what runs now and is not watched yet. A VM that cannot be opened is told of once.
+  void discover(Context &context, const WatchSettings &settings, std::vector<std::unique_ptr<VmWatch>> &watches) {
+    const auto vms = context.host.vm_processes();
+    if (!vms)
+      return;
+    std::set<std::pair<pid_t, std::string>> there;
+    for (const VmListing &vm : *vms) {
+      const pid_t pid = vm.identity.pid;
+      there.emplace(pid, vm.identity.name);
+      if (std::ranges::any_of(watches, [&](const auto &other) { return other->identity().pid == pid; }))
+        continue;
+      auto opened = VmWatch::open(context.host, settings, std::to_string(pid));
+      if (opened)
+        watches.push_back(std::move(*opened));
+      else if (opened.error().code != ErrorCode::gone && refused_.emplace(pid, vm.identity.name).second)
+        context.note(fmt::format("{} (pid {}) cannot be watched: {}", visible(vm.identity.name), pid,
+                                 visible(opened.error().describe())));
+    }
+    std::erase_if(refused_, [&](const auto &vm) { return !there.contains(vm); });
+    static_cast<void>(context.err.flush());
+  }
+
+  void add_counts(const VmWatch &vm) {
+    const watch::GuestCounts counts = vm.counts();
+    sum_.polls += counts.polls;
+    sum_.unseen += counts.unseen;
+    sum_.left_out += counts.left_out;
+  }
+
+  Result<void> print(Context &context, std::vector<Record> &records) {
+    for (const Record &record : records)
+      if (choice_.wants(record.type)) {
+        ++printed_;
+        print(context, record);
+      }
+    records.clear();
+    return context.out.flush();
+  }
+
+  void print(Context &context, const Record &record) const {
+    if (context.options.json) {
+      JsonWriter json(context.out.buffer());
+      write_record(json, record);
+      context.out.buffer() += '\n';
+      return;
+    }
+    Output &out = context.out;
+    out.styled(Style::dim, clock_time(record.host_time_ns));
+    if (many_)
+      out.buffer() += fmt::format(" {}", visible(record.vm.name));
+    out.buffer() += ' ';
+    const Style style = record.type == "finding_cleared" ? Style::green
+                        : record.finding                 ? style_of(record.finding->severity)
+                        : record.type.starts_with("watch_") || record.type == "processes_unseen" ? Style::yellow
+                                                                                                : Style::cyan;
+    out.styled(style, fmt::format("{:<20}", record.type));
+    out.buffer() += ' ';
+    append_visible(out.buffer(), record.sentence);
+    out.buffer() += '\n';
+  }
+
+  // "12:03:04.567", UTC as all times.
+  static std::string clock_time(std::uint64_t nanoseconds) {
+    const std::uint64_t ms = nanoseconds / 1'000'000 % 86'400'000;
+    return fmt::format("{:02}:{:02}:{:02}.{:03}", ms / 3'600'000, ms / 60'000 % 60, ms / 1000 % 60, ms % 1000);
+  }
+
+  Result<void> print_summary(Context &context, double seconds, double cpu) {
+    const double percent = seconds > 0 ? 100 * cpu / seconds : 0;
+    Record record;
+    record.type = "watch_ended";
+    record.host_time_ns = static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
+            .count());
+    record.sentence = fmt::format("{} records, {} polls in {:.1f} s at {:.2f} % of a core; {} processes or threads came "
+                                  "and went unseen",
+                                  printed_, sum_.polls, seconds, percent, sum_.unseen);
+    record.with("records", printed_)
+        .with("polls", sum_.polls)
+        .with("processes_unseen", sum_.unseen)
+        .with("records_left_out", sum_.left_out)
+        .with("milliseconds", static_cast<std::uint64_t>(seconds * 1e3))
+        .with("cpu_microseconds", static_cast<std::uint64_t>(cpu * 1e6));
+    print(context, record);
+    return context.out.flush();
+  }
+
+  std::vector<std::string> names_;
+  bool all_ = false, no_checks_ = false, many_ = false;
+  std::string interval_ = "100ms", checks_every_ = "10s";
+  std::optional<std::string> events_, for_;
+  EventChoice choice_;
+  std::set<std::pair<pid_t, std::string>> refused_;
+  watch::GuestCounts sum_;
+  std::uint64_t printed_ = 0;
+};
+
+LARARIUM_COMMAND(Watch, "watch", security, none, "tells what happens in VMs, as it happens")
+
+} // namespace
+} // namespace lararium::cli

@@ -1,0 +1,16 @@
+// Signs of life: the clock, and the pid allocator.
+#pragma once
+
+#include "lararium/os/common/views.h"
+#include "lararium/os/linux/kernel.h"
+
+namespace lararium::linux_guest {
+
+// `corrupt` when the kernel's banner is not where it was: the guest boots again, or another kernel runs.
+[[nodiscard]] Result<Pulse> read_pulse(const Kernel &kernel);
+
+// From the IDR of the initial pid namespace (4.15, 95846ecf9dac): each thread anywhere has a number there.
+[[nodiscard]] Result<View<std::uint32_t>> read_allocated_pids(const Kernel &kernel, std::uint32_t begin,
+                                                              std::uint32_t end);
+
+} // namespace lararium::linux_guest
