@@ -103,10 +103,11 @@ private:
       return;
     }
     row.vm.identity.memory_access = target->identity.memory_access;
-    // The command line does not know of memory that was plugged in; the memory map also counts what is no RAM.
-    constexpr std::uint64_t plugged_at_least = 128 << 20;
-    if (const std::uint64_t seen = target->memory->total_size(); seen >= row.vm.ram_bytes + plugged_at_least)
-      row.vm.ram_bytes += (seen - row.vm.ram_bytes) & ~(plugged_at_least - 1);
+    // The command line does not know of memory that was plugged in. The memory map has holes in its first MiB, and a
+    // little of what is no RAM; modules of memory are of whole 128 MiB, as Linux takes them.
+    constexpr std::uint64_t module = 128 << 20;
+    if (const std::uint64_t seen = target->memory->total_size() + module / 2; seen > row.vm.ram_bytes + module)
+      row.vm.ram_bytes += (seen - row.vm.ram_bytes) / module * module;
     auto guest = context.host.attach(*target, context.options.guest);
     auto system = guest ? guest->system->info() : Result<SystemInfo>(std::unexpected(guest.error()));
     if (system)
