@@ -92,9 +92,7 @@ void add_kernel_views(MachineCore &core, OperatingSystem &system) {
 
 class LocalHost final : public Host {
 public:
-  Result<std::vector<VmListing>> vms() override {
-    return listings_of(qemu::discover());
-  }
+  Result<std::vector<VmListing>> vms() override { return listings_of(qemu::discover()); }
   Result<std::vector<VmListing>> vm_processes() override {
     return listings_of(qemu::discover({.ask_monitors = false}));
   }

@@ -9,9 +9,9 @@ namespace {
 using namespace std::chrono_literals;
 using watch::Clock;
 
-constexpr auto search_pause = 200ms;   // between looks for a kernel that is not there yet
-constexpr auto hopeless_pause = 5s;    // for one that cannot be understood
-constexpr auto stillness = 500ms;      // of the guest's clock, after which the vCPUs are asked what they run
+constexpr auto search_pause = 200ms; // between looks for a kernel that is not there yet
+constexpr auto hopeless_pause = 5s;  // for one that cannot be understood
+constexpr auto stillness = 500ms;    // of the guest's clock, after which the vCPUs are asked what they run
 constexpr auto longest_still_pause = 5s;
 
 std::uint64_t host_time() {
@@ -137,8 +137,8 @@ void VmWatch::adopt(Guest guest, Clock::time_point now, watch::Records &records)
   const auto info = attached_->guest.system->info();
   const std::string release = info ? info->release : std::string();
   Record &record =
-      reboot ? records.add("guest_rebooted", fmt::format("the guest of {} booted again: Linux {}",
-                                                         target_.identity.name, release))
+      reboot ? records.add("guest_rebooted",
+                           fmt::format("the guest of {} booted again: Linux {}", target_.identity.name, release))
              : records.add("vm_appeared", fmt::format("watching {}: Linux {}", target_.identity.name, release));
   record.with("release", release).with("kernel_base", attached_->watcher->identity().kernel_base);
   if (info) {
@@ -170,7 +170,8 @@ void VmWatch::poll(Clock::time_point now, watch::Records &records) {
   }
 }
 
-// The clock does not move: the guest idles, or is paused, or another kernel runs and this one only still lies in memory.
+// The clock does not move: the guest idles, or is paused, or another kernel runs and this one only still lies in
+// memory.
 void VmWatch::look_into_stillness(Clock::time_point now, watch::Records &records) {
   if (target_.run_control)
     if (const auto state = target_.run_control->state(); state && *state == RunState::paused) {

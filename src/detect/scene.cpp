@@ -67,9 +67,7 @@ bool Scene::is_foreign_module(std::string_view name) const {
   return foreign_modules_->contains(name);
 }
 
-Actor Scene::actor(const Process &process) const {
-  return actor_of(process);
-}
+Actor Scene::actor(const Process &process) const { return actor_of(process); }
 
 std::string Scene::describe(Gva address) const {
   const CodeRange *range = code_.find(address);

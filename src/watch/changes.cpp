@@ -39,8 +39,7 @@ void ModuleChanges::update(const View<KernelModule> &now, Records &records) {
       record.with("arguments", clipped(module.arguments));
   };
   followed_.update(
-      std::move(items), now.status,
-      [&](const KernelModule &module) { tell("module_loaded", module, "was loaded"); },
+      std::move(items), now.status, [&](const KernelModule &module) { tell("module_loaded", module, "was loaded"); },
       [](const KernelModule &, const KernelModule &) {},
       [&](const KernelModule &module) { tell("module_unloaded", module, "was unloaded"); });
 }
@@ -98,8 +97,7 @@ void BpfChanges::update(const BpfView &now, const ActorByPid &actor, Records &re
       record.actor = actor(program.owners.front().pid);
   };
   followed_.update(
-      std::move(items), now.status,
-      [&](const BpfProgram &program) { tell("bpf_program_loaded", program, "loaded"); },
+      std::move(items), now.status, [&](const BpfProgram &program) { tell("bpf_program_loaded", program, "loaded"); },
       [](const BpfProgram &, const BpfProgram &) {},
       [&](const BpfProgram &program) { tell("bpf_program_unloaded", program, "unloaded"); });
 }

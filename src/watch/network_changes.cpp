@@ -17,8 +17,8 @@ bool is_listening(const Socket &socket) {
   return socket.protocol.starts_with("udp") && socket.local_port != 0 && socket.remote_port == 0;
 }
 
-// From the first packet to the moment at which one side hangs up. What the kernel keeps after that (FIN_WAIT, TIME_WAIT)
-// belongs to nobody.
+// From the first packet to the moment at which one side hangs up. What the kernel keeps after that (FIN_WAIT,
+// TIME_WAIT) belongs to nobody.
 bool is_connected(const Socket &socket) {
   return is_transport(socket.protocol) && socket.remote_port != 0 &&
          (socket.state == "ESTABLISHED" || socket.state == "SYN_SENT" || socket.state == "CLOSE_WAIT");
@@ -150,8 +150,7 @@ void InterfaceChanges::update(const View<NetworkInterface> &now, Records &record
           what.push_back(after.master.empty() ? fmt::format("left {}", clipped(before.master))
                                               : fmt::format("joined {}", clipped(after.master)));
         if (!what.empty())
-          tell("interface_changed", after,
-               fmt::format("interface {} {}", clipped(after.name), fmt::join(what, ", ")))
+          tell("interface_changed", after, fmt::format("interface {} {}", clipped(after.name), fmt::join(what, ", ")))
               .with("change", fmt::format("{}", fmt::join(what, ", ")));
       },
       [&](const NetworkInterface &interface) {

@@ -7,9 +7,9 @@
 namespace lararium::watch {
 namespace {
 
-constexpr std::size_t kept_text = 512;         // of a path that is remembered for each process
-constexpr std::uint32_t reserved_pids = 300;   // RESERVED_PIDS: pids start there anew after a wrap
-constexpr std::int32_t largest_pid = 4 << 20;  // PID_MAX_LIMIT
+constexpr std::size_t kept_text = 512;        // of a path that is remembered for each process
+constexpr std::uint32_t reserved_pids = 300;  // RESERVED_PIDS: pids start there anew after a wrap
+constexpr std::int32_t largest_pid = 4 << 20; // PID_MAX_LIMIT
 
 // All threads are gone, and nobody has asked for its exit status yet.
 bool is_dead(const Process &process) {
@@ -100,11 +100,11 @@ void ProcessChanges::ended(const Known &known, Records &records) {
 
 void ProcessChanges::executed(const Known &before, const Process &now, Records &records) {
   const std::string arguments = joined(now.arguments);
-  Record &record = records.add("process_executed",
-                               fmt::format("process {} ({}) executes {}", now.tgid, before.actor.comm,
-                                           !arguments.empty()  ? arguments
-                                           : !now.exe.empty() ? clipped(now.exe)
-                                                              : now.comm));
+  Record &record =
+      records.add("process_executed", fmt::format("process {} ({}) executes {}", now.tgid, before.actor.comm,
+                                                  !arguments.empty() ? arguments
+                                                  : !now.exe.empty() ? clipped(now.exe)
+                                                                     : now.comm));
   record.actor = actor_of(now);
   record.with("previous_comm", before.actor.comm).with("previous_exe", before.actor.exe);
   if (!arguments.empty())
@@ -117,7 +117,8 @@ void ProcessChanges::credentials_changed(const Known &before, const Process &now
   std::vector<std::string> what;
   const auto told = [&](std::string_view name, std::uint64_t from, std::uint64_t to, bool hex = false) {
     if (from != to)
-      what.push_back(hex ? fmt::format("{} {:#x} to {:#x}", name, from, to) : fmt::format("{} {} to {}", name, from, to));
+      what.push_back(hex ? fmt::format("{} {:#x} to {:#x}", name, from, to)
+                         : fmt::format("{} {} to {}", name, from, to));
   };
   told("uid", before.uid.effective, now.uid.effective);
   told("real uid", before.uid.real, now.uid.real);
@@ -132,9 +133,9 @@ void ProcessChanges::credentials_changed(const Known &before, const Process &now
   told("user namespace", before.user_namespace, now.namespaces.user);
   if (what.empty())
     what.emplace_back("the others of its ids");
-  Record &record = records.add("credentials_changed",
-                               fmt::format("{} changed: {}", named(now.tgid, now.comm, now.kernel_thread),
-                                           fmt::join(what, ", ")));
+  Record &record =
+      records.add("credentials_changed",
+                  fmt::format("{} changed: {}", named(now.tgid, now.comm, now.kernel_thread), fmt::join(what, ", ")));
   record.actor = actor_of(now);
   const auto both = [&](const char *name, std::uint64_t from, std::uint64_t to) {
     if (from != to)
@@ -184,7 +185,8 @@ void ProcessChanges::update(const View<Process> &now, Records &records) {
       const bool other_memory = process.memory && known.memory && process.memory != known.memory;
       const bool other_name = process.comm != known.actor.comm && !process.kernel_thread;
       // The memory of two execs ago may have been given out again: the name and path tell then.
-      const bool other_program = other_name && !process.exe.empty() && process.exe.substr(0, kept_text) != known.actor.exe;
+      const bool other_program =
+          other_name && !process.exe.empty() && process.exe.substr(0, kept_text) != known.actor.exe;
       if (other_memory || other_program) {
         executed(known, process, records);
       } else if (other_name) {

@@ -31,8 +31,8 @@ public:
       return print_list(context);
     TRY_ASSIGN(Target *const target, context.target());
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
-    TRY_ASSIGN(auto runner,
-               detect::Runner::create(*target, *guest, {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
+    TRY_ASSIGN(auto runner, detect::Runner::create(*target, *guest,
+                                                   {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
     // What stands still needs no second look.
     if (context.paused() || target->identity.kind == TargetKind::dump)
       runner.looks = 1;

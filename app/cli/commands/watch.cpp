@@ -4,9 +4,9 @@
 #include "../vm_watch.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <csignal>
-#include <cerrno>
 #include <fmt/format.h>
 #include <set>
 
@@ -22,10 +22,15 @@ Result<milliseconds> parse_duration(const std::string &text, std::string_view op
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
-  const double factor = unit == "ms" ? 1 : unit.empty() || unit == "s" ? 1e3 : unit == "m" ? 6e4 : unit == "h" ? 3.6e6 : 0;
+  const double factor = unit == "ms"                  ? 1
+                        : unit.empty() || unit == "s" ? 1e3
+                        : unit == "m"                 ? 6e4
+                        : unit == "h"                 ? 3.6e6
+                                                      : 0;
   constexpr double longest = 366 * 24 * 3.6e6;
   if (error != std::errc() || factor == 0 || !(number * factor >= 0 && number * factor <= longest))
-    return fail(ErrorCode::usage, fmt::format("{}: no duration such as 100ms, 10s, 5m or 1h: {}", option, visible(text)));
+    return fail(ErrorCode::usage,
+                fmt::format("{}: no duration such as 100ms, 10s, 5m or 1h: {}", option, visible(text)));
   return milliseconds(static_cast<std::int64_t>(number * factor));
 }
 
@@ -65,7 +70,8 @@ public:
           }
       }
       if (!known)
-        return fail(ErrorCode::usage, fmt::format("--events: no events are called {}; there are {}", visible(name), names()));
+        return fail(ErrorCode::usage,
+                    fmt::format("--events: no events are called {}; there are {}", visible(name), names()));
     }
     return choice;
   }
@@ -104,7 +110,8 @@ bool interrupted_before(Clock::time_point until) {
   for (;;) {
     const auto left = std::max<Clock::duration>(until - Clock::now(), Clock::duration::zero());
     const auto nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
-    const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000), static_cast<long>(nanoseconds % 1'000'000'000)};
+    const timespec time{static_cast<time_t>(nanoseconds / 1'000'000'000),
+                        static_cast<long>(nanoseconds % 1'000'000'000)};
     if (::sigtimedwait(&set, nullptr, &time) > 0)
       return true;
     if (errno != EINTR)
@@ -117,10 +124,11 @@ public:
   void describe(Syntax &syntax) override {
     syntax.argument("VM", "names, pids, uuids or QMP sockets of VMs; may be left out when one VM runs", names_);
     syntax.flag("-a,--all", "all VMs of this host, also those that come later", all_);
-    syntax.option("-i,--interval", "TIME",
-                  "between looks at processes and modules; 100ms if left out. Sockets, mounts and interfaces are looked "
-                  "at every second, BPF programs every two",
-                  interval_);
+    syntax.option(
+        "-i,--interval", "TIME",
+        "between looks at processes and modules; 100ms if left out. Sockets, mounts and interfaces are looked "
+        "at every second, BPF programs every two",
+        interval_);
     syntax.option("--checks-every", "TIME", "between rounds of all checks; 10s if left out", checks_every_);
     syntax.flag("--no-checks", "make no checks, so no findings", no_checks_);
     syntax.option("-e,--events", "KINDS",
@@ -283,7 +291,7 @@ private:
     const Style style = record.type == "finding_cleared" ? Style::green
                         : record.finding                 ? style_of(record.finding->severity)
                         : record.type.starts_with("watch_") || record.type == "processes_unseen" ? Style::yellow
-                                                                                                : Style::cyan;
+                                                                                                 : Style::cyan;
     out.styled(style, fmt::format("{:<20}", record.type));
     out.buffer() += ' ';
     append_visible(out.buffer(), record.sentence);
@@ -303,9 +311,10 @@ private:
     record.host_time_ns = static_cast<std::uint64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
             .count());
-    record.sentence = fmt::format("{} records, {} polls in {:.1f} s at {:.2f} % of a core; {} processes or threads came "
-                                  "and went unseen",
-                                  printed_, sum_.polls, seconds, percent, sum_.unseen);
+    record.sentence =
+        fmt::format("{} records, {} polls in {:.1f} s at {:.2f} % of a core; {} processes or threads came "
+                    "and went unseen",
+                    printed_, sum_.polls, seconds, percent, sum_.unseen);
     record.with("records", printed_)
         .with("polls", sum_.polls)
         .with("processes_unseen", sum_.unseen)

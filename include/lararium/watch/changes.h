@@ -1,8 +1,8 @@
 // Differences between two looks at a guest, as records. Pure: snapshots go in, records come out; no guest is read here.
 //
-// What one look saw and the next does not is gone, unless that look raced with the guest or met a limit: then it must be
-// missing twice. The first look at anything is what there was, and makes no records. Memory is bounded: what does not
-// fit is not followed, and counted.
+// What one look saw and the next does not is gone, unless that look raced with the guest or met a limit: then it must
+// be missing twice. The first look at anything is what there was, and makes no records. Memory is bounded: what does
+// not fit is not followed, and counted.
 #pragma once
 
 #include "lararium/os/common/views.h"
@@ -130,9 +130,9 @@ private:
   bool first_ = true;
 };
 
-// Counts pids that were given out and are neither in use nor were seen: processes and threads that came and went between
-// two looks. Looks in this order, so that nobody is counted who could have been seen: the allocator's cursor, then the
-// processes, then the pids in use.
+// Counts pids that were given out and are neither in use nor were seen: processes and threads that came and went
+// between two looks. Looks in this order, so that nobody is counted who could have been seen: the allocator's cursor,
+// then the processes, then the pids in use.
 class UnseenProcesses {
 public:
   struct Range {
