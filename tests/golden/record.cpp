@@ -60,6 +60,7 @@ public:
   Result<Guest> attach(Target &target, const GuestOptions &options) override { return host_.attach(target, options); }
 
   Result<std::vector<VmListing>> vms() override { return not_recorded(); }
+  Result<std::vector<VmListing>> vm_processes() override { return not_recorded(); }
   Result<std::shared_ptr<const Profile>> profile(Target &, const GuestOptions &) override { return not_recorded(); }
   Result<CoreSummary> write_machine_core(Target &, OperatingSystem *, const std::string &,
                                          const CoreOptions &) override {
