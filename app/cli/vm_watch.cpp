@@ -1,6 +1,7 @@
 #include "vm_watch.h"
 
 #include <algorithm>
+#include <ctime>
 #include <fmt/format.h>
 
 namespace lararium::cli {
@@ -13,11 +14,19 @@ constexpr auto search_pause = 200ms; // between looks for a kernel that is not t
 constexpr auto hopeless_pause = 5s;  // for one that cannot be understood
 constexpr auto stillness = 500ms;    // of the guest's clock, after which the vCPUs are asked what they run
 constexpr auto longest_still_pause = 5s;
+// Checks that one step makes at most, so that the next look at the processes is not late.
+constexpr auto longest_checks = 20ms;
 
 std::uint64_t host_time() {
   return static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
           .count());
+}
+
+std::chrono::nanoseconds thread_cpu_time() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
 }
 
 // Of this kernel, at this moment, nothing can be said; but wait for it.
@@ -109,18 +118,19 @@ void VmWatch::look_for_kernel(Clock::time_point now, watch::Records &records) {
 }
 
 void VmWatch::adopt(Guest guest, Clock::time_point now, watch::Records &records) {
-  Attached next{std::move(guest), nullptr, std::nullopt};
+  Attached next{std::move(guest), nullptr, std::nullopt, std::nullopt};
   next.watcher = std::make_unique<watch::GuestWatcher>(*next.guest.system, settings_.plan);
   if (const auto started = next.watcher->start(now); !started) {
     next_search_ = now + search_pause;
     lost_ = true;
     return;
   }
-  if (settings_.checks_every != 0ms) {
+  if (settings_.checks) {
     auto runner = detect::Runner::create(target_, *next.guest.system, {});
-    if (runner)
+    if (runner) {
+      next.schedule.emplace(runner->size(), settings_.pace, now);
       next.runner.emplace(std::move(*runner));
-    else
+    } else
       records.add("watch_notice", "no checks are made: " + runner.error().describe());
   }
   const bool reboot = attached_.has_value();
@@ -132,7 +142,6 @@ void VmWatch::adopt(Guest guest, Clock::time_point now, watch::Records &records)
   attached_.emplace(std::move(next));
   lost_ = false;
   told_why_.clear();
-  next_checks_ = now;
   still_pause_ = 1s;
   const auto info = attached_->guest.system->info();
   const std::string release = info ? info->release : std::string();
@@ -143,8 +152,11 @@ void VmWatch::adopt(Guest guest, Clock::time_point now, watch::Records &records)
   record.with("release", release).with("kernel_base", attached_->watcher->identity().kernel_base);
   if (info) {
     record.with("build_id", info->build_id);
-    if (info->uptime_ns)
+    if (info->uptime_ns) {
+      const std::uint64_t first = attached_->watcher->identity().first_process_start_ns;
       record.with("uptime_ns", *info->uptime_ns);
+      record.with("kernel_up_ns", *info->uptime_ns > first ? *info->uptime_ns - first : 0);
+    }
   }
   for (const std::string &note : attached_->guest.notes)
     records.add("watch_notice", note);
@@ -174,9 +186,14 @@ void VmWatch::poll(Clock::time_point now, watch::Records &records) {
 // memory.
 void VmWatch::look_into_stillness(Clock::time_point now, watch::Records &records) {
   if (target_.run_control)
-    if (const auto state = target_.run_control->state(); state && *state == RunState::paused) {
-      if (!std::exchange(paused_, true))
-        records.add("vm_paused", fmt::format("{} is paused", target_.identity.name));
+    if (const auto state = target_.run_control->state();
+        state && (*state == RunState::paused || *state == RunState::migrating)) {
+      if (!std::exchange(paused_, true)) {
+        if (*state == RunState::paused)
+          records.add("vm_paused", fmt::format("{} is paused", target_.identity.name));
+        else
+          records.add("vm_migrated", fmt::format("the guest of {} goes on in another QEMU", target_.identity.name));
+      }
       return;
     }
   lost_ = true; // unless the same is found again
@@ -184,16 +201,32 @@ void VmWatch::look_into_stillness(Clock::time_point now, watch::Records &records
 }
 
 void VmWatch::run_checks(Clock::time_point now, watch::Records &records) {
-  if (!attached_->runner || now < next_checks_)
+  if (!attached_->runner)
     return;
-  const auto outcomes = attached_->runner->run();
-  next_checks_ = Clock::now() + settings_.checks_every;
-  if (!outcomes)
-    return; // the next poll says why
+  detect::Runner &runner = *attached_->runner;
+  detect::Schedule &schedule = *attached_->schedule;
+  std::unique_ptr<detect::Scene> scene;
   std::vector<watch::CheckRound> rounds;
-  for (const detect::Outcome &outcome : *outcomes)
-    if (outcome.check != nullptr)
-      rounds.push_back({outcome.check->name, !outcome.error, outcome.findings});
+  while (const auto index = schedule.due(now)) {
+    const auto before = thread_cpu_time();
+    if (!scene) {
+      attached_->guest.system->refresh();
+      auto made = detect::Scene::create(target_, *attached_->guest.system);
+      if (!made)
+        return; // the next poll says why
+      scene = std::move(*made);
+    }
+    const auto outcome = runner.look(*index, *scene);
+    const auto after = Clock::now();
+    if (outcome) {
+      schedule.settled(*index, after, thread_cpu_time() - before);
+      rounds.push_back({outcome->check->name, !outcome->error, outcome->findings});
+    } else {
+      schedule.again_at(*index, after + runner.again_after(*index));
+    }
+    if (after - now > longest_checks)
+      break;
+  }
   attached_->watcher->take_findings(rounds, records);
 }
 

@@ -4,6 +4,7 @@
 #include "session.h"
 
 #include "lararium/detect/runner.h"
+#include "lararium/detect/schedule.h"
 #include "lararium/watch/guest_watcher.h"
 
 #include <chrono>
@@ -17,7 +18,9 @@ namespace lararium::cli {
 struct WatchSettings {
   GuestOptions guest;
   watch::Plan plan;
-  std::chrono::milliseconds interval{100}, checks_every{10000}; // zero: no checks
+  std::chrono::milliseconds interval{100};
+  bool checks = true;
+  detect::Pace pace;
 };
 
 class VmWatch {
@@ -44,6 +47,7 @@ private:
     Guest guest;
     std::unique_ptr<watch::GuestWatcher> watcher;
     std::optional<detect::Runner> runner;
+    std::optional<detect::Schedule> schedule;
   };
 
   void look_for_kernel(Clock::time_point now, watch::Records &records);
@@ -61,7 +65,7 @@ private:
   bool lost_ = true;           // the kernel that was attached to, if any, was not there at the last look
   bool gone_ = false, paused_ = false;
   std::string told_why_; // it waits; told once
-  Clock::time_point due_{}, next_search_{}, next_still_look_{}, next_checks_{}, checked_{};
+  Clock::time_point due_{}, next_search_{}, next_still_look_{};
   std::chrono::milliseconds still_pause_{1000};
 };
 

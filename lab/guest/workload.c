@@ -38,6 +38,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/reboot.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -853,6 +854,26 @@ static int do_bpf(void)
 	return wait_forever();
 }
 
+// --- Another kernel
+
+// Goes on with another kernel, and no firmware between the two.
+static int do_kexec(void)
+{
+	if (arg_count != 2)
+		return 2;
+	char line[4096] = "";
+	int kernel = CHECK(open(args[0], O_RDONLY | O_CLOEXEC)), ramdisk = CHECK(open(args[1], O_RDONLY | O_CLOEXEC));
+	int file = CHECK(open("/proc/cmdline", O_RDONLY | O_CLOEXEC));
+	ssize_t length = CHECK(read(file, line, sizeof line - 1));
+	if (length > 0 && line[length - 1] == '\n')
+		line[--length] = 0;
+	CHECK(syscall(SYS_kexec_file_load, kernel, ramdisk, length + 1, line, 0UL));
+	say_ready("kernel=%s", args[0]);
+	sleep(1); // so that the line is read
+	CHECK(reboot(0x45584543)); // LINUX_REBOOT_CMD_KEXEC
+	return 1;
+}
+
 // --- Choice
 
 static const struct {
@@ -891,6 +912,7 @@ static const struct {
 	{"storm", do_storm, "[COUNT]: makes processes as fast as it can"},
 	{"connect", do_connect, "[COUNT] [PORT]: makes connections"},
 	{"bpf", do_bpf, "[FUNCTION]: BPF maps and programs, attached and pinned"},
+	{"kexec", do_kexec, "KERNEL INITRD: boots another kernel with the command line of this one"},
 };
 
 int main(int argc, char **argv)

@@ -7,13 +7,32 @@
 namespace lararium::detect {
 namespace {
 
-void keep_those_in(std::vector<Finding> &findings, const std::vector<Finding> &others) {
-  std::erase_if(findings, [&](const Finding &finding) {
-    return std::ranges::none_of(others, [&](const Finding &other) { return other.subject == finding.subject; });
-  });
+using Clock = std::chrono::steady_clock;
+
+// A kernel that has no such thing will not have it at the next look.
+bool may_pass(const Error &error) {
+  return error.code != ErrorCode::not_found && error.code != ErrorCode::unsupported &&
+         error.code != ErrorCode::no_types && error.code != ErrorCode::gone;
 }
 
 } // namespace
+
+bool Agreement::take(const Result<void> &result, std::vector<Finding> findings) {
+  ++taken_;
+  if (!result) {
+    findings_.clear();
+    agreed_ = 0;
+    return looks_ == 1 || !may_pass(result.error()) || ++failed_ >= most_failures;
+  }
+  if (agreed_ == 0)
+    findings_ = std::move(findings);
+  else
+    std::erase_if(findings_, [&](const Finding &finding) {
+      return std::ranges::none_of(findings, [&](const Finding &other) { return other.subject == finding.subject; });
+    });
+  ++agreed_;
+  return findings_.empty() || agreed_ >= looks_;
+}
 
 Result<Runner> Runner::create(const Target &target, OperatingSystem &system, const Selection &selection) {
   const auto checks = all_checks();
@@ -27,43 +46,56 @@ Result<Runner> Runner::create(const Target &target, OperatingSystem &system, con
   Runner runner(target, system);
   for (const CheckEntry *check : checks)
     if ((selection.only.empty() || holds(selection.only, check)) && !holds(selection.skip, check))
-      runner.entries_.push_back({check, check->make()});
+      runner.entries_.push_back({check, check->make(), std::nullopt, {}});
   return runner;
 }
 
+std::optional<Outcome> Runner::look(std::size_t index, const Scene &scene) {
+  Entry &entry = entries_[index];
+  if (!entry.agreement) {
+    entry.agreement.emplace(looks);
+    entry.took = {};
+  }
+  Findings findings;
+  const auto begin = Clock::now();
+  const auto result = entry.instance->look(scene, findings);
+  entry.took += Clock::now() - begin;
+  for (Finding &finding : findings.items())
+    finding.check = entry.check->name;
+  if (!entry.agreement->take(result, std::move(findings.items())))
+    return std::nullopt;
+  Outcome outcome{entry.check,         std::move(entry.agreement->findings()),
+                  findings.left_out(), result ? std::nullopt : std::optional(result.error()),
+                  entry.took,          entry.agreement->taken()};
+  entry.agreement.reset();
+  return outcome;
+}
+
+std::chrono::milliseconds Runner::again_after(std::size_t index) const {
+  // Most races are over in a moment. Some need a grace period of RCU and a worker (the initialisation of a module is
+  // given free by one), which a guest that is short of processors takes its time for.
+  const auto &agreement = entries_[index].agreement;
+  const unsigned taken = agreement ? agreement->taken() : 0;
+  return std::chrono::milliseconds(taken <= 1 ? 20 : taken == 2 ? 80 : 320);
+}
+
 Result<std::vector<Outcome>> Runner::run() {
-  using Clock = std::chrono::steady_clock;
   std::vector<Outcome> outcomes(entries_.size());
-  std::vector<std::size_t> suspicious(entries_.size());
+  std::vector<std::size_t> open(entries_.size());
   for (std::size_t i = 0; i < entries_.size(); ++i)
-    suspicious[i] = i;
-  for (unsigned look = 0; look < looks && !suspicious.empty(); ++look) {
-    if (look != 0)
-      std::this_thread::sleep_for(pause);
+    open[i] = i;
+  while (!open.empty()) {
     system_->refresh();
     TRY_ASSIGN(const auto scene, Scene::create(*target_, *system_));
-    std::erase_if(suspicious, [&](std::size_t i) {
-      Outcome &outcome = outcomes[i];
-      outcome.check = entries_[i].check;
-      ++outcome.looks;
-      Findings findings;
-      const auto begin = Clock::now();
-      const auto result = entries_[i].instance->look(*scene, findings);
-      outcome.took += Clock::now() - begin;
-      if (!result) {
-        outcome.error = result.error();
-        outcome.findings.clear();
-        return true;
-      }
-      for (Finding &finding : findings.items())
-        finding.check = entries_[i].check->name;
-      if (look == 0)
-        outcome.findings = std::move(findings.items());
-      else
-        keep_those_in(outcome.findings, findings.items());
-      outcome.left_out = findings.left_out();
-      return outcome.findings.empty();
+    std::erase_if(open, [&](std::size_t i) {
+      auto outcome = look(i, *scene);
+      if (!outcome)
+        return false;
+      outcomes[i] = std::move(*outcome);
+      return true;
     });
+    if (!open.empty()) // all of them took as many looks
+      std::this_thread::sleep_for(again_after(open.front()));
   }
   return outcomes;
 }

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <csignal>
 #include <fmt/format.h>
+#include <map>
 #include <set>
 
 namespace lararium::cli {
@@ -129,7 +130,11 @@ public:
         "between looks at processes and modules; 100ms if left out. Sockets, mounts and interfaces are looked "
         "at every second, BPF programs every two",
         interval_);
-    syntax.option("--checks-every", "TIME", "between rounds of all checks; 10s if left out", checks_every_);
+    syntax.option("--checks-cpu", "PERCENT",
+                  "of one processor for the checks of a VM: each is made as often as what it costs allows; 0.5 if left "
+                  "out",
+                  checks_cpu_);
+    syntax.option("--checks-every", "TIME", "between two looks of each check, whatever it costs", checks_every_);
     syntax.flag("--no-checks", "make no checks, so no findings", no_checks_);
     syntax.option("-e,--events", "KINDS",
                   "only these, separated by commas: " + EventChoice::names() +
@@ -148,9 +153,7 @@ public:
     TRY_ASSIGN(settings.interval, parse_duration(interval_, "--interval"));
     if (settings.interval < 10ms || settings.interval > 1h)
       return fail(ErrorCode::usage, "an interval lies between 10ms and 1h");
-    TRY_ASSIGN(settings.checks_every, parse_duration(checks_every_, "--checks-every"));
-    if (settings.checks_every < 100ms)
-      return fail(ErrorCode::usage, "between two rounds of checks lie at least 100ms");
+    TRY(parse_pace(settings.pace));
     TRY_ASSIGN(choice_, EventChoice::parse(events_));
     std::optional<milliseconds> length;
     if (for_) {
@@ -201,6 +204,27 @@ public:
   }
 
 private:
+  Result<void> parse_pace(detect::Pace &pace) const {
+    if (checks_every_ && checks_cpu_)
+      return fail(ErrorCode::usage, "--checks-every and --checks-cpu contradict each other: leave one out");
+    if (checks_every_) {
+      TRY_ASSIGN(pace.every, parse_duration(*checks_every_, "--checks-every"));
+      if (pace.every < 100ms)
+        return fail(ErrorCode::usage, "between two looks of a check lie at least 100ms");
+    }
+    if (checks_cpu_) {
+      double percent = 0;
+      const auto [end, error] =
+          std::from_chars(checks_cpu_->data(), checks_cpu_->data() + checks_cpu_->size(), percent);
+      if (error != std::errc() || end != checks_cpu_->data() + checks_cpu_->size() ||
+          !(percent >= 0.01 && percent <= 100))
+        return fail(ErrorCode::usage,
+                    fmt::format("--checks-cpu: no percentage from 0.01 to 100: {}", visible(*checks_cpu_)));
+      pace.share = percent / 100;
+    }
+    return {};
+  }
+
   void plan(WatchSettings &settings) const {
     watch::Plan &plan = settings.plan;
     plan.processes = plan.modules = settings.interval;
@@ -215,7 +239,7 @@ private:
     if (!choice_.wants_group("bpf"))
       plan.bpf = 0ms;
     if (no_checks_ || !choice_.wants_group("findings"))
-      settings.checks_every = 0ms;
+      settings.checks = false;
   }
 
   Result<void> open_named(Context &context, const WatchSettings &settings,
@@ -237,7 +261,8 @@ private:
     return {};
   }
 
-  // Takes in what runs now and is not watched yet. A VM that cannot be opened is told of once.
+  // Takes in what runs now and is not watched yet. A VM that cannot be opened is told of once, and not while it may
+  // still be setting itself up.
   void discover(Context &context, const WatchSettings &settings, std::vector<std::unique_ptr<VmWatch>> &watches) {
     const auto vms = context.host.vm_processes();
     if (!vms)
@@ -249,13 +274,17 @@ private:
       if (std::ranges::any_of(watches, [&](const auto &other) { return other->identity().pid == pid; }))
         continue;
       auto opened = VmWatch::open(context.host, settings, std::to_string(pid));
-      if (opened)
+      if (opened) {
         watches.push_back(std::move(*opened));
-      else if (opened.error().code != ErrorCode::gone && refused_.emplace(pid, vm.identity.name).second)
+        continue;
+      }
+      const int times = ++refused_[{pid, vm.identity.name}];
+      constexpr int patience = 6; // looks: three seconds
+      if (opened.error().code != ErrorCode::gone && times == patience)
         context.note(fmt::format("{} (pid {}) cannot be watched: {}", visible(vm.identity.name), pid,
                                  visible(opened.error().describe())));
     }
-    std::erase_if(refused_, [&](const auto &vm) { return !there.contains(vm); });
+    std::erase_if(refused_, [&](const auto &vm) { return !there.contains(vm.first); });
     static_cast<void>(context.err.flush());
   }
 
@@ -327,10 +356,10 @@ private:
 
   std::vector<std::string> names_;
   bool all_ = false, no_checks_ = false, many_ = false;
-  std::string interval_ = "100ms", checks_every_ = "10s";
-  std::optional<std::string> events_, for_;
+  std::string interval_ = "100ms";
+  std::optional<std::string> checks_every_, checks_cpu_, events_, for_;
   EventChoice choice_;
-  std::set<std::pair<pid_t, std::string>> refused_;
+  std::map<std::pair<pid_t, std::string>, int> refused_; // how often
   watch::GuestCounts sum_;
   std::uint64_t printed_ = 0;
 };

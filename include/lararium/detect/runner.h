@@ -13,9 +13,30 @@ struct Outcome {
   const CheckEntry *check = nullptr;
   std::vector<Finding> findings; // seen at every look
   std::size_t left_out = 0;
-  std::optional<Error> error; // the check could not be made
-  std::chrono::nanoseconds took{};
+  std::optional<Error> error;      // the check could not be made
+  std::chrono::nanoseconds took{}; // in all looks
   std::uint32_t looks = 0;
+};
+
+// What several looks in a row agree on. A look that failed says nothing of what the others saw, but they are no longer
+// in a row.
+class Agreement {
+public:
+  // A finding must be seen at `looks` looks in a row.
+  explicit Agreement(unsigned looks) : looks_(looks) {}
+
+  // Takes one look. Whether that settles it: nothing was found, the same was found often enough, or the error is not
+  // one that passes.
+  [[nodiscard]] bool take(const Result<void> &result, std::vector<Finding> findings);
+
+  [[nodiscard]] std::vector<Finding> &findings() { return findings_; }
+  [[nodiscard]] std::uint32_t taken() const { return taken_; }
+
+private:
+  static constexpr unsigned most_failures = 3;
+  unsigned looks_;
+  unsigned taken_ = 0, agreed_ = 0, failed_ = 0;
+  std::vector<Finding> findings_;
 };
 
 struct Selection {
@@ -27,17 +48,24 @@ public:
   // Fails with `usage` for a name that no check has. Target and system must outlive the runner.
   [[nodiscard]] static Result<Runner> create(const Target &target, OperatingSystem &system, const Selection &selection);
 
-  // One round. A check that finds something looks again, `looks` times in all with `pause` between them, each time at
-  // fresh memory; what is not found each time was a race and is dropped.
+  [[nodiscard]] std::size_t size() const { return entries_.size(); }
+
+  // One round: every check, and again those that are not settled, each time at fresh memory, after pauses that grow.
   [[nodiscard]] Result<std::vector<Outcome>> run();
 
-  unsigned looks = 3;
-  std::chrono::milliseconds pause{15};
+  // One look of one check, for those who look at many things in turn. Nothing: look again, after again_after(). The
+  // scene is of fresh memory, and may serve several checks of one moment.
+  [[nodiscard]] std::optional<Outcome> look(std::size_t index, const Scene &scene);
+  [[nodiscard]] std::chrono::milliseconds again_after(std::size_t index) const;
+
+  unsigned looks = 4; // 1: for what stands still
 
 private:
   struct Entry {
     const CheckEntry *check;
     std::unique_ptr<Check> instance;
+    std::optional<Agreement> agreement; // while it is not settled
+    std::chrono::nanoseconds took{};
   };
   Runner(const Target &target, OperatingSystem &system) : target_(&target), system_(&system) {}
   const Target *target_;
