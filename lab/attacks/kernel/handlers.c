@@ -7,6 +7,7 @@
 #include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/ftrace.h>
+#include <linux/input.h>
 #include <linux/jiffies.h>
 #include <linux/kprobes.h>
 #include <linux/kthread.h>
@@ -47,7 +48,7 @@ static int drop_copy(struct sk_buff *packet, struct net_device *device, struct p
 	return 0;
 }
 
-static int not_this_format(struct linux_binprm *program)
+static int not_supported(void)
 {
 	return -ENOEXEC;
 }
@@ -175,6 +176,32 @@ static void reboot_off(void)
 	unregister_reboot_notifier(&reboot);
 }
 
+// A keylogger's other way: it asks for the keys of every input device, and here connects to none.
+static struct input_handler input;
+static const struct input_device_id any_keyboard[] = {
+	{.flags = INPUT_DEVICE_ID_MATCH_EVBIT, .evbit = {BIT_MASK(EV_KEY)}},
+	{},
+};
+
+static int input_on(const char *argument)
+{
+	int (*function)(struct input_handler *) = attack_symbol("input_register_handler");
+	if (!function)
+		return -EOPNOTSUPP;
+	memset(&input, 0, sizeof(input));
+	input.name = "lararium_attack";
+	input.id_table = any_keyboard;
+	input.connect = CODE(argument, not_supported);
+	input.event = CODE(argument, do_nothing);
+	return input.connect && input.event ? function(&input) : -ENOMEM;
+}
+
+static void input_off(void)
+{
+	void (*function)(struct input_handler *) = attack_symbol("input_unregister_handler");
+	function(&input);
+}
+
 static struct timer_list timer;
 
 static int timer_on(const char *argument)
@@ -232,6 +259,7 @@ static int add_packet_type(struct packet_type *type, int protocol, const char *a
 {
 	memset(type, 0, sizeof(*type));
 	type->type = htons(protocol);
+	type->af_packet_net = &init_net; // since 6.15 the list of handlers of all protocols is a namespace's
 	type->func = CODE(argument, drop_copy);
 	if (!type->func)
 		return -ENOMEM;
@@ -400,7 +428,7 @@ static int format_on(const char *argument)
 {
 	memset(&format, 0, sizeof(format));
 	format.module = THIS_MODULE;
-	format.load_binary = CODE(argument, not_this_format);
+	format.load_binary = CODE(argument, not_supported);
 	if (!format.load_binary)
 		return -ENOMEM;
 	register_binfmt(&format);
@@ -435,6 +463,7 @@ struct attack attack_handlers[] = {
 	{"tracepoint", tracepoint_on, tracepoint_off},
 	{"keyboard_notifier", keyboard_on, keyboard_off},
 	{"reboot_notifier", reboot_on, reboot_off},
+	{"input_handler", input_on, input_off},
 	{"timer", timer_on, timer_off},
 	{"work", work_on, work_off},
 	{"netfilter_hook", netfilter_on, netfilter_off},
