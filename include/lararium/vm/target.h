@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lararium/vm/physical_memory.h"
+#include "lararium/vm/protection.h"
 #include "lararium/vm/run_control.h"
 #include "lararium/vm/vcpu.h"
 
@@ -77,6 +78,7 @@ struct Target {
   std::unique_ptr<RunControl> run_control; // null: cannot be paused
   std::unique_ptr<Statistics> statistics;  // null: nothing is counted
   std::unique_ptr<Liveness> liveness;      // null: a dump, which stays
+  std::unique_ptr<Protector> protector;    // null: memory cannot be protected
   TargetHints hints;
   std::vector<std::string> limitations; // sentences: what is missing here, and why
 };

@@ -3,6 +3,7 @@
 #include "lararium/driver/qemu/memory.h"
 #include "lararium/driver/qemu/monitor_text.h"
 #include "ports.h"
+#include "protection.h"
 
 #include <algorithm>
 #include <fmt/format.h>
@@ -180,6 +181,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     target.limitations.push_back(std::move(why_no_map));
     TRY_ASSIGN(regions, derive_memory_map(vm, session->process, target.limitations));
   }
+  target.protector = make_protector(session, regions);
   TRY_ASSIGN(auto memory, QemuMemory::open(session->process, std::move(regions)));
 
   target.identity = {.kind = TargetKind::live,

@@ -100,7 +100,7 @@ public:
       }
     }
     if (threads.empty())
-      threads = vcpu_threads_by_name();
+      threads = vcpu_threads_by_name(process);
     for (const auto &[index, thread] : threads)
       if (const auto text = read_small_file(process.path(fmt::format("task/{}/schedstat", thread)), page_size)) {
         VcpuTime vcpu{.index = index};
@@ -114,33 +114,6 @@ public:
   }
 
 private:
-  static std::vector<std::pair<std::uint32_t, pid_t>> vcpu_threads(Monitor &monitor) {
-    std::vector<std::pair<std::uint32_t, pid_t>> result;
-    const auto answer = monitor.qmp("query-cpus-fast");
-    const auto list = answer ? json::parse(*answer, nullptr, false) : json();
-    if (!list.is_array())
-      return result;
-    for (const auto &vcpu : list)
-      if (vcpu.is_object() && result.size() < max_elements)
-        result.emplace_back(static_cast<std::uint32_t>(unsigned_in(vcpu, "cpu-index")),
-                            static_cast<pid_t>(unsigned_in(vcpu, "thread-id")));
-    return result;
-  }
-
-  // "CPU 0/KVM": with debug-threads=on, as libvirt sets it.
-  std::vector<std::pair<std::uint32_t, pid_t>> vcpu_threads_by_name() const {
-    std::vector<std::pair<std::uint32_t, pid_t>> result;
-    for (const auto &[thread, name] : session_->process.threads()) {
-      constexpr std::string_view prefix = "CPU ";
-      std::uint32_t index = 0;
-      if (name.starts_with(prefix) &&
-          std::from_chars(name.data() + prefix.size(), name.data() + name.size(), index).ec == std::errc())
-        result.emplace_back(index, thread);
-    }
-    std::ranges::sort(result);
-    return result;
-  }
-
   static Result<std::vector<BlockCounters>> disks(Monitor &monitor) {
     TRY_ASSIGN(const auto answer, monitor.qmp("query-blockstats"));
     const auto list = json::parse(answer, nullptr, false);
@@ -210,6 +183,48 @@ Result<RunState> ask_state(Monitor &monitor) {
   if (!status.is_object())
     return fail(ErrorCode::protocol, "QEMU's state is not understood");
   return run_state_of(string_in(status, "status"));
+}
+
+std::vector<std::pair<std::uint32_t, pid_t>> vcpu_threads(Monitor &monitor) {
+  std::vector<std::pair<std::uint32_t, pid_t>> result;
+  if (!monitor.speaks_qmp()) {
+    // "* CPU #0: thread_id=123"
+    const auto text = monitor.hmp("info cpus");
+    constexpr std::string_view number = "CPU #", thread = "thread_id=";
+    const auto value_at = [&](std::size_t at) {
+      std::uint32_t value = 0;
+      std::from_chars(text->data() + at, text->data() + text->size(), value);
+      return value;
+    };
+    for (std::size_t at = text ? text->find(number) : std::string::npos;
+         at != std::string::npos && result.size() < max_elements; at = text->find(number, at + 1))
+      if (const auto id = text->find(thread, at); id < text->find('\n', at))
+        result.emplace_back(value_at(at + number.size()), static_cast<pid_t>(value_at(id + thread.size())));
+    return result;
+  }
+  const auto answer = monitor.qmp("query-cpus-fast");
+  const auto list = answer ? json::parse(*answer, nullptr, false) : json();
+  if (!list.is_array())
+    return result;
+  for (const auto &vcpu : list)
+    if (vcpu.is_object() && result.size() < max_elements)
+      result.emplace_back(static_cast<std::uint32_t>(unsigned_in(vcpu, "cpu-index")),
+                          static_cast<pid_t>(unsigned_in(vcpu, "thread-id")));
+  return result;
+}
+
+// "CPU 0/KVM": with debug-threads=on, as libvirt sets it.
+std::vector<std::pair<std::uint32_t, pid_t>> vcpu_threads_by_name(const Process &process) {
+  std::vector<std::pair<std::uint32_t, pid_t>> result;
+  for (const auto &[thread, name] : process.threads()) {
+    constexpr std::string_view prefix = "CPU ";
+    std::uint32_t index = 0;
+    if (name.starts_with(prefix) &&
+        std::from_chars(name.data() + prefix.size(), name.data() + name.size(), index).ec == std::errc())
+      result.emplace_back(index, thread);
+  }
+  std::ranges::sort(result);
+  return result;
 }
 
 std::vector<std::string> tap_interfaces(const Process &process, const std::vector<OpenDescriptor> &descriptors) {

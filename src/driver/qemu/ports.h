@@ -7,6 +7,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace lararium::qemu {
 
@@ -31,6 +33,10 @@ struct Session {
 
 // The state that a monitor tells.
 [[nodiscard]] Result<RunState> ask_state(Monitor &monitor);
+
+// Which threads run the vCPUs, by index: as the monitor tells, or as the threads' names do. Empty: not told.
+[[nodiscard]] std::vector<std::pair<std::uint32_t, pid_t>> vcpu_threads(Monitor &monitor);
+[[nodiscard]] std::vector<std::pair<std::uint32_t, pid_t>> vcpu_threads_by_name(const Process &process);
 
 // The host's interfaces that the VM's network devices hand their packets to, by the names the host has for them.
 [[nodiscard]] std::vector<std::string> tap_interfaces(const Process &process,
