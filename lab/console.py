@@ -86,12 +86,15 @@ class Console:
         """Writes CONTENT to PATH in the guest."""
         deadline = time.monotonic() + timeout
         target = shlex.quote(path)
-        part = f"/run/lab/put.{next(_ids)}"
-        self._send_script(base64.b64encode(gzip.compress(content, 6)), part, deadline)
-        code, output = self.run(f"base64 -d <{part} | gunzip >{target} && rm {part} && md5sum <{target}",
-                                max(deadline - time.monotonic(), 1))
-        if code or output.split()[:1] != [hashlib.md5(content).hexdigest().encode()]:
-            raise LabError(f"cannot write {path} in the guest: {output.decode(errors='replace').strip()}")
+        packed = base64.b64encode(gzip.compress(content, 6))
+        for _ in range(3):  # a guest that is busy at the wrong moment loses what the line brings
+            part = f"/run/lab/put.{next(_ids)}"
+            self._send_script(packed, part, deadline)
+            code, output = self.run(f"base64 -d <{part} | gunzip >{target} && md5sum <{target}; s=$?; rm {part}; exit $s",
+                                    max(deadline - time.monotonic(), 1))
+            if not code and output.split()[:1] == [hashlib.md5(content).hexdigest().encode()]:
+                return
+        raise LabError(f"cannot write {path} in the guest: {output.decode(errors='replace').strip()}")
 
     def _send_script(self, text: bytes, path: str, deadline: float):
         """Writes TEXT (base64) to PATH, in pieces that the guest answers, as the line has no flow control."""

@@ -95,6 +95,19 @@ std::string text_of(const FieldValue &value) {
   return std::visit(visitor, value);
 }
 
+void print_evidence(Output &out, const Finding &finding) {
+  const auto label = [&](std::string_view name) { out.styled(Style::dim, fmt::format("         {:<12}", name)); };
+  for (const RecordField &field : finding.evidence) {
+    label(field.name);
+    out.buffer() += fmt::format(" {}\n", text_of(field.value));
+  }
+  if (finding.process) {
+    label("process");
+    out.buffer() += fmt::format(" {} {} (uid {}) {}\n", finding.process->pid, visible(finding.process->comm),
+                                finding.process->uid, visible(finding.process->exe));
+  }
+}
+
 Style style_of(Severity severity) {
   return severity >= Severity::high ? Style::red : severity == Severity::medium ? Style::yellow : Style::plain;
 }

@@ -123,15 +123,7 @@ private:
         append_visible(out.buffer(), finding.sentence);
         out.styled(Style::dim, fmt::format("  {} {}", finding.check, finding.technique));
         out.buffer() += '\n';
-        for (const RecordField &field : finding.evidence) {
-          out.styled(Style::dim, fmt::format("         {:<12}", field.name));
-          out.buffer() += fmt::format(" {}\n", text_of(field.value));
-        }
-        if (finding.process) {
-          out.styled(Style::dim, fmt::format("         {:<12}", "process"));
-          out.buffer() += fmt::format(" {} {} (uid {}) {}\n", finding.process->pid, visible(finding.process->comm),
-                                      finding.process->uid, visible(finding.process->exe));
-        }
+        print_evidence(out, finding);
       }
     std::size_t made = 0;
     for (const Outcome &outcome : outcomes) {

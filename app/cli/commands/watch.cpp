@@ -325,6 +325,8 @@ private:
     out.buffer() += ' ';
     append_visible(out.buffer(), record.sentence);
     out.buffer() += '\n';
+    if (record.finding && record.type == "finding_appeared")
+      print_evidence(out, *record.finding);
   }
 
   // "12:03:04.567", UTC as all times.
