@@ -1,53 +1,16 @@
-// The places at which a kernel changes its own code while it runs, from the tables that it keeps of them.
+// The places at which a kernel changes its own code, by the names that checks use.
 #pragma once
 
-#include "lararium/base/bytes.h"
-#include "lararium/os/linux/kernel.h"
-
-#include <array>
-#include <vector>
+#include "lararium/os/linux/code_sites.h"
 
 namespace lararium::detect {
 
-struct JumpLabel {
-  Gva site, target;
-};
-
-struct Probe {
-  Gva address;
-  std::array<std::byte, 5> original{}; // what stood there before it
-  bool is_optimised = false;           // a jump of five bytes and not an int3
-};
-
-struct CodeSites {
-  std::vector<Gva> ftrace;            // each function's place for a call to a tracer
-  std::vector<Gva> static_calls;      // of the kernel image
-  std::vector<JumpLabel> jump_labels; // of the kernel image
-  std::vector<Probe> kprobes;
-  std::vector<Gva> patching; // being changed now: int3 stands there for a moment
-
-  // All by address. A table that this kernel does not have is empty; one that lies is cut.
-  [[nodiscard]] static CodeSites read(const linux_guest::Kernel &kernel);
-  // Those of one module.
-  [[nodiscard]] static std::vector<Gva> static_calls_of(const linux_guest::Kernel &kernel, Gva module);
-  [[nodiscard]] static std::vector<JumpLabel> jump_labels_of(const linux_guest::Kernel &kernel, Gva module);
-
-  [[nodiscard]] static bool has(const std::vector<Gva> &sites, Gva address);
-  [[nodiscard]] bool has_probe(Gva address) const;
-};
-
-// How many bytes a jump label has: 2, 5, or 0 while it is being changed. `code` is what stands there.
-[[nodiscard]] std::uint8_t length_of_jump_label(Bytes code);
-// Whether a jump label holds one of the two things that it can hold.
-[[nodiscard]] bool is_lawful_jump_label(Bytes code, const JumpLabel &label);
-
-// Whether five bytes are a nop as the kernel writes it over a place that it may change later: which one depends on the
-// processor (a00cc7d9dd93, 5.13, made it one for all).
-[[nodiscard]] bool is_long_nop(Bytes code);
-
-// Whether code is nothing but int3, zeros, and `jmp *%reg; int3`: what the kernel fills unused memory for code with,
-// and the thunks against Indirect Target Selection (872df34d7c51, 6.15), which it makes at run time, and which older
-// stable trees note down nowhere.
-[[nodiscard]] bool is_filling_or_thunks(Bytes code);
+using linux_guest::CodeSites;
+using linux_guest::is_filling_or_thunks;
+using linux_guest::is_lawful_jump_label;
+using linux_guest::is_long_nop;
+using linux_guest::JumpLabel;
+using linux_guest::length_of_jump_label;
+using linux_guest::Probe;
 
 } // namespace lararium::detect

@@ -40,20 +40,7 @@ TextMemory::TextMemory() {
 
 void TextMemory::learn_image(const Kernel &kernel) {
   base_ = kernel.location().base;
-  patchable_.clear();
-  const Profile &profile = kernel.profile();
-  for (std::size_t i = 0; i < profile.symbol_count(); ++i) {
-    const ProfileSymbol symbol = profile.symbol_at(i);
-    if (symbol.base != SymbolBase::image)
-      break;
-    const Gva address = *base_ + symbol.value;
-    const bool dispatches = symbol.name.starts_with("bpf_dispatcher_") && symbol.name.ends_with("_func");
-    if (symbol.name.starts_with("__SCT__") || symbol.name == "ftrace_call" || symbol.name == "ftrace_regs_call" ||
-        symbol.name == "ftrace_graph_call" || dispatches)
-      patchable_.push_back(address);
-    if (dispatches)
-      patchable_.push_back(address + 4); // behind endbr64
-  }
+  patchable_ = CodeSites::patchable_symbols(kernel);
 }
 
 std::vector<Mask> TextMemory::masks(const Kernel &kernel, const CodeSites &sites, std::span<const ModuleRegion> regions,

@@ -1,11 +1,11 @@
-#include "lararium/detect/code_map.h"
+#include "lararium/os/linux/code_map.h"
 
 #include "lararium/os/linux/list.h"
 #include "lararium/os/linux/modules.h"
 
 #include <algorithm>
 
-namespace lararium::detect {
+namespace lararium::linux_guest {
 namespace {
 
 constexpr std::size_t bpf_limit = 1 << 17;
@@ -28,7 +28,7 @@ std::string_view name_of(CodeOwner owner) {
   return "unknown";
 }
 
-CodeMap CodeMap::read(const linux_guest::Kernel &kernel) {
+CodeMap CodeMap::read(const Kernel &kernel) {
   CodeMap map;
   const auto add_between = [&](std::string_view first, std::string_view last, CodeOwner owner) {
     const auto begin = kernel.symbol(first), end = kernel.symbol(last);
@@ -60,13 +60,13 @@ const CodeRange *CodeMap::find(Gva address) const {
   return nullptr;
 }
 
-void CodeMap::add_modules(const linux_guest::Kernel &kernel) {
-  const auto regions = linux_guest::read_module_regions(kernel);
+void CodeMap::add_modules(const Kernel &kernel) {
+  const auto regions = read_module_regions(kernel);
   if (!regions || !regions->walk.consistent())
     complete_ = false;
   if (!regions)
     return;
-  using Kind = linux_guest::ModuleRegion::Kind;
+  using Kind = ModuleRegion::Kind;
   for (const auto &region : regions->items)
     if (region.kind == Kind::text || region.kind == Kind::init_text)
       add(region.base, region.size, region.kind == Kind::text ? CodeOwner::module : CodeOwner::module_init,
@@ -74,14 +74,14 @@ void CodeMap::add_modules(const linux_guest::Kernel &kernel) {
 }
 
 // bpf_kallsyms: programs, trampolines and dispatchers alike (5.7, bfea9a8574f3).
-void CodeMap::add_bpf(const linux_guest::Kernel &kernel) {
+void CodeMap::add_bpf(const Kernel &kernel) {
   const auto list = kernel.symbol("bpf_kallsyms");
-  linux_guest::LayoutResolver layout(kernel.types());
+  LayoutResolver layout(kernel.types());
   const auto start = layout.optional("bpf_ksym", "start"), end = layout.optional("bpf_ksym", "end");
   const auto node = layout.optional("bpf_ksym", "lnode"), name = layout.optional("bpf_ksym", "name");
   if (!list || !start || !end || !node || !name)
     return;
-  const auto walk = linux_guest::walk_list(kernel, *list, bpf_limit, [&](Gva link) {
+  const auto walk = walk_list(kernel, *list, bpf_limit, [&](Gva link) {
     const Gva symbol = link - node->offset;
     const auto first = kernel.read_field(symbol, *start), last = kernel.read_field(symbol, *end);
     if (first && last && *last > *first)
@@ -92,9 +92,9 @@ void CodeMap::add_bpf(const linux_guest::Kernel &kernel) {
   complete_ = complete_ && walk.consistent();
 }
 
-void CodeMap::add_ftrace(const linux_guest::Kernel &kernel) {
+void CodeMap::add_ftrace(const Kernel &kernel) {
   const auto first = kernel.symbol("ftrace_ops_list"), end = kernel.symbol("ftrace_list_end");
-  linux_guest::LayoutResolver layout(kernel.types());
+  LayoutResolver layout(kernel.types());
   const auto next = layout.optional("ftrace_ops", "next"), trampoline = layout.optional("ftrace_ops", "trampoline"),
              size = layout.optional("ftrace_ops", "trampoline_size"), function = layout.optional("ftrace_ops", "func");
   if (!first || !end || !next || !trampoline || !size || !function)
@@ -109,7 +109,7 @@ void CodeMap::add_ftrace(const linux_guest::Kernel &kernel) {
     if (base && *base)
       add(*base, kernel.read_field(ops, *size).value_or(0), CodeOwner::ftrace_trampoline, {});
   };
-  const auto walk = linux_guest::walk_chain(kernel, *head, next->offset, ftrace_limit, [&](Gva ops) {
+  const auto walk = walk_chain(kernel, *head, next->offset, ftrace_limit, [&](Gva ops) {
     if (ops == *end)
       return false;
     add_trampoline(ops);
@@ -123,22 +123,22 @@ void CodeMap::add_ftrace(const linux_guest::Kernel &kernel) {
   const auto node = layout.optional("ftrace_ops", "list");
   if (!with_symbols || !node)
     return;
-  const auto kept = linux_guest::walk_list(kernel, *with_symbols, ftrace_limit, [&](Gva link) {
+  const auto kept = walk_list(kernel, *with_symbols, ftrace_limit, [&](Gva link) {
     add_trampoline(link - node->offset);
     return true;
   });
   complete_ = complete_ && kept.consistent();
 }
 
-void CodeMap::add_kprobe_slots(const linux_guest::Kernel &kernel) {
-  linux_guest::LayoutResolver layout(kernel.types());
+void CodeMap::add_kprobe_slots(const Kernel &kernel) {
+  LayoutResolver layout(kernel.types());
   const auto pages = layout.optional("kprobe_insn_cache", "pages");
   const auto node = layout.optional("kprobe_insn_page", "list"), code = layout.optional("kprobe_insn_page", "insns");
   if (!pages || !node || !code)
     return;
   for (const std::string_view cache : {"kprobe_insn_slots", "kprobe_optinsn_slots"})
     if (const auto address = kernel.symbol(cache)) {
-      const auto walk = linux_guest::walk_list(kernel, *address + pages->offset, slot_page_limit, [&](Gva link) {
+      const auto walk = walk_list(kernel, *address + pages->offset, slot_page_limit, [&](Gva link) {
         if (const auto page = kernel.read_pointer(link - node->offset, *code))
           add(*page, page_size, CodeOwner::kprobe_slot, {});
         return true;
@@ -147,4 +147,4 @@ void CodeMap::add_kprobe_slots(const linux_guest::Kernel &kernel) {
     }
 }
 
-} // namespace lararium::detect
+} // namespace lararium::linux_guest

@@ -1,17 +1,13 @@
-#include "code_sites.h"
+#include "lararium/os/linux/code_sites.h"
 
-#include "code_step.h"
 #include "lararium/os/linux/list.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 
-namespace lararium::detect {
+namespace lararium::linux_guest {
 namespace {
-
-using linux_guest::Kernel;
-using linux_guest::LayoutResolver;
 
 constexpr std::size_t ftrace_limit = 1 << 20, ftrace_page_limit = 1 << 16;
 constexpr std::size_t static_call_limit = 1 << 18, jump_label_limit = 1 << 18;
@@ -31,7 +27,7 @@ void read_ftrace(const Kernel &kernel, CodeSites &sites) {
   if (!head)
     return;
   std::vector<std::byte> buffer;
-  linux_guest::walk_chain(kernel, *head, next->offset, ftrace_page_limit, [&](Gva page) {
+  walk_chain(kernel, *head, next->offset, ftrace_page_limit, [&](Gva page) {
     const auto array = kernel.read_pointer(page, *records);
     const std::uint64_t claimed = kernel.read_field(page, *count).value_or(0);
     const std::uint64_t taken = std::min<std::uint64_t>(claimed, ftrace_limit - sites.ftrace.size());
@@ -97,7 +93,7 @@ void read_kprobes(const Kernel &kernel, CodeSites &sites) {
   if (!kernel.space().read(*table, std::as_writable_bytes(std::span(heads))))
     return;
   for (const std::uint64_t head : heads)
-    linux_guest::walk_chain(kernel, Gva{head}, 0, probe_limit, [&](Gva link) {
+    walk_chain(kernel, Gva{head}, 0, probe_limit, [&](Gva link) {
       const Gva probe = link - node->offset;
       const auto at = kernel.read_pointer(probe, *address);
       const auto first = kernel.read_field(probe, *opcode);
@@ -152,19 +148,44 @@ void read_patching(const Kernel &kernel, CodeSites &sites) {
 
 CodeSites CodeSites::read(const Kernel &kernel) {
   CodeSites sites;
+  sites.read_moments(kernel);
   read_ftrace(kernel, sites);
   if (const auto begin = kernel.symbol("__start_static_call_sites"), end = kernel.symbol("__stop_static_call_sites");
       begin && end && *end > *begin)
     sites.static_calls = read_static_calls(kernel, *begin, (*end - *begin) / 8);
-  read_kprobes(kernel, sites);
-  read_patching(kernel, sites);
   if (const auto begin = kernel.symbol("__start___jump_table"), end = kernel.symbol("__stop___jump_table");
       begin && end && *end > *begin)
     sites.jump_labels = read_jump_labels(kernel, *begin, (*end - *begin) / 16);
   std::ranges::sort(sites.ftrace);
-  std::ranges::sort(sites.patching);
-  std::ranges::sort(sites.kprobes, {}, &Probe::address);
   return sites;
+}
+
+void CodeSites::read_moments(const Kernel &kernel) {
+  kprobes.clear();
+  patching.clear();
+  read_kprobes(kernel, *this);
+  read_patching(kernel, *this);
+  std::ranges::sort(patching);
+  std::ranges::sort(kprobes, {}, &Probe::address);
+}
+
+std::vector<Gva> CodeSites::patchable_symbols(const Kernel &kernel) {
+  std::vector<Gva> places;
+  const Gva base = kernel.location().base;
+  const Profile &profile = kernel.profile();
+  for (std::size_t i = 0; i < profile.symbol_count(); ++i) {
+    const ProfileSymbol symbol = profile.symbol_at(i);
+    if (symbol.base != SymbolBase::image)
+      break;
+    const Gva address = base + symbol.value;
+    const bool dispatches = symbol.name.starts_with("bpf_dispatcher_") && symbol.name.ends_with("_func");
+    if (symbol.name.starts_with("__SCT__") || symbol.name == "ftrace_call" || symbol.name == "ftrace_regs_call" ||
+        symbol.name == "ftrace_graph_call" || dispatches)
+      places.push_back(address);
+    if (dispatches)
+      places.push_back(address + 4); // behind endbr64
+  }
+  return places;
 }
 
 std::vector<Gva> CodeSites::static_calls_of(const Kernel &kernel, Gva module) {
@@ -195,14 +216,25 @@ std::uint8_t length_of_jump_label(Bytes code) {
   return at(0) == 0xeb || (at(0) == 0x66 && at(1) == 0x90) ? 2 : 5;
 }
 
+std::optional<Gva> branch_target(Gva site, Bytes code) {
+  if (code.size() >= 2 && code[0] == std::byte{0xeb})
+    return site + 2 + static_cast<std::uint64_t>(std::int64_t{static_cast<std::int8_t>(code[1])});
+  const bool is_long = code.size() >= 5 && (code[0] == std::byte{0xe8} || code[0] == std::byte{0xe9});
+  const bool is_conditional =
+      code.size() >= 6 && code[0] == std::byte{0x0f} && (code[1] & std::byte{0xf0}) == std::byte{0x80};
+  if (!is_long && !is_conditional)
+    return std::nullopt;
+  const std::size_t opcode = is_long ? 1 : 2;
+  return site + (opcode + 4) + static_cast<std::uint64_t>(std::int64_t{*load<std::int32_t>(code, opcode)});
+}
+
 bool is_lawful_jump_label(Bytes code, const JumpLabel &label) {
   if (is_long_nop(code))
     return true;
-  const CodeStep step = step_at(code);
-  if (step.length == 2 && step.kind == StepKind::pad)
+  if (code.size() >= 2 && code[0] == std::byte{0x66} && code[1] == std::byte{0x90})
     return true;
-  return step.kind == StepKind::jump &&
-         label.site + step.length + static_cast<std::uint64_t>(step.value) == label.target;
+  return !code.empty() && (code[0] == std::byte{0xeb} || code[0] == std::byte{0xe9}) &&
+         branch_target(label.site, code) == label.target;
 }
 
 bool CodeSites::has(const std::vector<Gva> &sites, Gva address) { return std::ranges::binary_search(sites, address); }
@@ -234,4 +266,4 @@ bool is_filling_or_thunks(Bytes code) {
   return true;
 }
 
-} // namespace lararium::detect
+} // namespace lararium::linux_guest
