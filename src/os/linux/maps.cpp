@@ -10,7 +10,8 @@ namespace {
 
 constexpr std::uint32_t attempts = 4;
 constexpr std::size_t name_limit = 4096;
-constexpr std::uint64_t vm_read = 1, vm_write = 2, vm_exec = 4, vm_may_share = 0x80; // include/linux/mm.h
+constexpr std::uint64_t vm_read = 1, vm_write = 2, vm_exec = 4, vm_may_share = 0x80,
+                        vm_hugetlb = 0x400000; // include/linux/mm.h
 constexpr std::uint64_t has_vsyscall = 1 << 1; // MM_CONTEXT_HAS_VSYSCALL, arch/x86/include/asm/mmu.h, since 5.10
 
 } // namespace
@@ -141,6 +142,21 @@ std::vector<AreaReader::Area> AreaReader::areas(Gva mm, ViewStatus &status) cons
 std::optional<Gva> AreaReader::file_of(Gva area) const {
   const auto file = kernel_->read_pointer(area, f_->file);
   return file && kernel_->is_kernel_address(*file) ? file : std::nullopt;
+}
+
+std::optional<AreaReader::Kind> AreaReader::kind_of(Gva area) const {
+  const auto flags = kernel_->read_field(area, f_->flags);
+  if (!flags)
+    return std::nullopt;
+  Kind kind;
+  kind.writable = (*flags & vm_write) != 0;
+  kind.executable = (*flags & vm_exec) != 0;
+  kind.shared = (*flags & vm_may_share) != 0;
+  kind.huge = (*flags & vm_hugetlb) != 0;
+  kind.file = file_of(area);
+  if (kind.file)
+    kind.file_offset = kernel_->read_field(area, f_->page_offset).value_or(0) * page_size;
+  return kind;
 }
 
 std::string AreaReader::given_name(Gva area) const {

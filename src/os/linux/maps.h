@@ -28,6 +28,13 @@ public:
   [[nodiscard]] std::vector<Area> areas(Gva mm, ViewStatus &status) const;
   // Nothing when it cannot be read, or is another area by now.
   [[nodiscard]] std::optional<MemoryRegion> region(Gva mm, const Area &area) const;
+  // What region() tells that costs no path. The area may be another one by now.
+  struct Kind {
+    bool writable = false, executable = false, shared = false, huge = false; // huge: of hugetlbfs
+    std::uint64_t file_offset = 0;
+    std::optional<Gva> file; // struct file
+  };
+  [[nodiscard]] std::optional<Kind> kind_of(Gva area) const;
   // The page that stands for vsyscalls above every process that may use it; it is in no tree.
   [[nodiscard]] std::optional<MemoryRegion> gate_region(Gva mm) const;
   [[nodiscard]] std::optional<Gva> file_of(Gva area) const; // struct file

@@ -116,6 +116,25 @@ std::vector<PageCache::Run> PageCache::collect(Gva mapping, std::uint64_t page_c
   return runs;
 }
 
+const PageCache::Run *PageCache::run_with(std::span<const Run> runs, std::uint64_t index) const {
+  const auto after = std::ranges::upper_bound(runs, index, {}, &Run::index);
+  if (after == runs.begin())
+    return nullptr;
+  const Run &run = *std::prev(after);
+  return index - run.index < run.count ? &run : nullptr;
+}
+
+std::optional<Gpa> PageCache::find(std::span<const Run> runs, std::uint64_t index) const {
+  const Run *run = run_with(runs, index);
+  return run == nullptr ? std::nullopt
+                        : physical(run->folio + f_->page_struct_size * (run->first + (index - run->index)));
+}
+
+std::optional<Gpa> PageCache::find_current(std::span<const Run> runs, std::uint64_t index, Gva mapping) const {
+  const Run *run = run_with(runs, index);
+  return run != nullptr && belongs(*run, mapping) ? find(runs, index) : std::nullopt;
+}
+
 Result<void> PageCache::read(Gva mapping, std::uint64_t size, const Sink &sink, CachedFile &result) const {
   result.size = size;
   std::uint64_t done = 0; // up to here every byte is given or in a hole

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 namespace lararium::linux_guest {
@@ -25,15 +26,22 @@ public:
   // while they were copied. Costs up to 24 bytes a cached page.
   [[nodiscard]] Result<void> read(Gva mapping, std::uint64_t size, const Sink &sink, CachedFile &result) const;
 
-private:
-  PageCache(const Kernel &kernel, const PageCacheLayout &layout, XarrayReader xarray)
-      : kernel_(&kernel), f_(&layout), xarray_(xarray) {}
   struct Run { // pages of consecutive indices, of one folio
     std::uint64_t index = 0;
     std::uint32_t count = 0, first = 0; // `first`: the number of the first one in its folio
     Gva folio;                          // its struct page
   };
+  // Which of the file's first `page_count` pages are in memory, in order of index.
   [[nodiscard]] std::vector<Run> collect(Gva mapping, std::uint64_t page_count) const;
+  // Where the page of that index lies, by what collect() gave; nothing: it was not there.
+  [[nodiscard]] std::optional<Gpa> find(std::span<const Run> runs, std::uint64_t index) const;
+  // The same where it is still that page of the file, and up to date.
+  [[nodiscard]] std::optional<Gpa> find_current(std::span<const Run> runs, std::uint64_t index, Gva mapping) const;
+
+private:
+  PageCache(const Kernel &kernel, const PageCacheLayout &layout, XarrayReader xarray)
+      : kernel_(&kernel), f_(&layout), xarray_(xarray) {}
+  [[nodiscard]] const Run *run_with(std::span<const Run> runs, std::uint64_t index) const;
   [[nodiscard]] std::optional<Run> run_of(const XarrayEntry &entry) const;
   [[nodiscard]] bool belongs(const Run &run, Gva mapping) const;
   [[nodiscard]] std::optional<Gpa> physical(Gva page) const;
