@@ -435,6 +435,20 @@ static int do_maps(void)
 	return wait_forever();
 }
 
+// Moves its text to memory that is of no file, with the same content, as programs do that want huge pages for it.
+static int do_remap_text(void)
+{
+	extern char __executable_start, etext;
+	char *begin = (char *)((uintptr_t)&__executable_start & ~4095ul);
+	size_t size = ((uintptr_t)&etext - (uintptr_t)begin + 4095) & ~4095ul;
+	char *copy = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memcpy(copy, begin, size);
+	CHECK(mprotect(copy, size, PROT_READ | PROT_EXEC));
+	CHECK(mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, begin) == MAP_FAILED ? -1 : 0);
+	say_ready("begin=%p size=%zu", (void *)begin, size);
+	return wait_forever();
+}
+
 // --- Processes
 
 static int do_sleep(void)
@@ -896,6 +910,7 @@ static const struct {
 	{"unlink_and_sleep", do_unlink_and_sleep, "PATH: deletes a file"},
 	{"fds", do_fds, ": one descriptor of each kind"},
 	{"maps", do_maps, ": one mapping of each kind"},
+	{"remap_text", do_remap_text, ": its own text in anonymous memory"},
 	{"sleep", do_sleep, "[WORDS]: does nothing"},
 	{"true", do_true, "[WORDS]: ends at once"},
 	{"arguments", do_arguments, ": odd and long arguments and environment"},

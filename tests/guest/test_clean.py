@@ -39,6 +39,13 @@ LOADS = {
                         "echo 'r:lab/at_end vfs_read' >>kprobe_events; echo 1 >events/lab/enable; usleep 100000; "
                         "echo 0 >events/lab/enable; echo >kprobe_events; usleep 100000"),
                 f"cd {TRACING}; echo 0 >events/lab/enable; echo >kprobe_events; echo >trace"),
+    # Breakpoints that the kernel itself puts into the text of programs.
+    "uprobes": (forever("echo 1 >events/lab/enable; usleep 100000; ls; ls; usleep 100000; echo 0 >events/lab/enable; "
+                        "usleep 50000",
+                        f"cd {TRACING}; for place in 0x20000 0x20800 0x31000 0x40ffc; do "
+                        "echo p:lab/at_$place /bin/busybox:$place; done >uprobe_events"),
+                f"cd {TRACING}; echo 0 >events/lab/enable; echo >uprobe_events; echo >trace"),
+    "remapped_text": ("workload remap_text", "true"),
     "tracepoints": (forever(f"cd {TRACING}; echo 1 >events/sched/enable; usleep 100000; echo 0 >events/sched/enable; "
                             "usleep 100000"),
                     f"cd {TRACING}; echo 0 >events/sched/enable; echo >trace"),
