@@ -1,10 +1,10 @@
 #include "bpf.h"
 
-#include "fdtable.h"
+#include "lararium/os/linux/fdtable.h"
+#include "lararium/os/linux/paths.h"
 #include "lararium/os/linux/tasks.h"
 #include "lararium/os/linux/xarray.h"
 #include "namespaces_net.h"
-#include "paths.h"
 #include "sockets.h"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // Looking paths up in the guest's cache of directory entries, as the kernel's path walk does.
 #pragma once
 
+#include "lararium/os/linux/paths.h"
 #include "mounts.h"
 #include "page_cache.h"
-#include "paths.h"
 #include "vfs.h"
 
 #include <string_view>

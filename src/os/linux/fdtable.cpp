@@ -1,4 +1,4 @@
-#include "fdtable.h"
+#include "lararium/os/linux/fdtable.h"
 
 #include "lararium/os/linux/tasks.h"
 

@@ -1,6 +1,6 @@
 #include "files.h"
 
-#include "fdtable.h"
+#include "lararium/os/linux/fdtable.h"
 #include "vfs.h"
 
 #include <algorithm>

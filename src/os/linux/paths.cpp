@@ -1,4 +1,4 @@
-#include "paths.h"
+#include "lararium/os/linux/paths.h"
 
 #include <fmt/format.h>
 #include <vector>

@@ -1,8 +1,8 @@
 #include "recover.h"
 
 #include "directory_cache.h"
-#include "fdtable.h"
 #include "files.h"
+#include "lararium/os/linux/fdtable.h"
 #include "maps.h"
 #include "page_cache.h"
 #include "vfs.h"

@@ -1,6 +1,6 @@
 #include "sockets.h"
 
-#include "fdtable.h"
+#include "lararium/os/linux/fdtable.h"
 #include "lararium/os/linux/tasks.h"
 #include "namespaces_net.h"
 

@@ -1,6 +1,6 @@
 #include "lararium/os/linux/tasks.h"
 
-#include "paths.h"
+#include "lararium/os/linux/paths.h"
 
 #include <algorithm>
 #include <array>

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "lararium/os/linux/kernel.h"
+#include "lararium/os/linux/paths.h"
 #include "lararium/os/linux/tasks.h"
-#include "paths.h"
 
 #include <cstdint>
 #include <string>
