@@ -61,6 +61,32 @@ void judge(const Scene &scene, const Handler &handler, Findings &findings) {
       .with("owner", std::string(owner != nullptr ? name_of(owner->owner) : "nobody"));
 }
 
+bool lies_well(const Scene &scene, Gva table, bool foreign_may_own) {
+  // Lists of modules that were read in part leave lawful tables without an owner.
+  if (!scene.kernel().is_kernel_address(table) || !scene.code().complete())
+    return true;
+  const std::string holder = scene.holder_of(table);
+  if (holder.empty())
+    return !scene.kernel().space().translate(table); // a stale pointer is no table
+  return holder == "kernel" || foreign_may_own || !scene.is_foreign_module(holder);
+}
+
+void judge_place(const Scene &scene, const TablePointer &pointer, Findings &findings) {
+  if (lies_well(scene, pointer.table, pointer.foreign_may_own))
+    return;
+  const std::string holder = scene.holder_of(pointer.table);
+  findings
+      .add({.subject = pointer.what,
+            .severity = Severity::high,
+            .technique = "T1014",
+            .sentence = fmt::format("{}{}{} lie in {}", pointer.what, pointer.note.empty() ? "" : " ", pointer.note,
+                                    holder.empty() ? "memory of neither the kernel nor a module"
+                                                   : holder + ", a module from outside the kernel's tree")})
+      .with("address", pointer.at)
+      .with("found", pointer.table)
+      .with("owner", holder.empty() ? std::string("nobody") : holder);
+}
+
 bool OperationTables::is_new(Gva table) {
   return scene_->kernel().is_kernel_address(table) && seen_.size() < table_limit && seen_.insert(table.value).second;
 }

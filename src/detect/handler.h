@@ -34,6 +34,18 @@ struct Handler {
 // what leads to memory that no CPU can execute is none either, but a read that raced with the guest, or no pointer.
 void judge(const Scene &scene, const Handler &handler, Findings &findings);
 
+// A pointer to a table of operations. Tables are part of the kernel or of a module: one in memory that was allocated
+// was made to stand in for another. One in a module from outside the kernel's tree is reported too, where that may not
+// be.
+struct TablePointer {
+  Gva at, table;
+  std::string what; // "the proc_ops of /proc/stat"; begins the sentence, and is the finding's subject
+  std::string note{};
+  bool foreign_may_own = false;
+};
+[[nodiscard]] bool lies_well(const Scene &scene, Gva table, bool foreign_may_own);
+void judge_place(const Scene &scene, const TablePointer &pointer, Findings &findings);
+
 // Judges tables of operations (struct file_operations and its like), each once in one look, however many objects share
 // it. Where a table lies decides who may be in it: the kernel's own tables lead into the kernel alone; those of a
 // module of the kernel's tree, and those in memory that was allocated, to no module from outside it; those of a module

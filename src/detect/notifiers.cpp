@@ -35,7 +35,7 @@ constexpr Chain chains[] = {
     {"power_off_handler_list", atomic, "power-off"},
     {"power_off_prep_handler_list", blocking, "power-off preparation"},
     {"panic_notifier_list", atomic, "panic"},
-    {"task_exit_notifier", blocking, "task exit"}, // removed with oprofile's in-kernel part (5.12)
+    {"task_exit_notifier", blocking, "task exit"}, // this and the next two: older kernels
     {"task_free_notifier", atomic, "task free"},
     {"munmap_notifier", blocking, "munmap"},
     {"netdev_chain", raw, "network device"},

@@ -7,6 +7,7 @@
 #include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/ftrace.h>
+#include <linux/hrtimer.h>
 #include <linux/input.h>
 #include <linux/jiffies.h>
 #include <linux/kprobes.h>
@@ -22,9 +23,11 @@
 #include <linux/string.h>
 #include <linux/timer.h>
 #include <linux/tracepoint.h>
+#include <linux/tty.h>
 #include <linux/tty_ldisc.h>
 #include <linux/workqueue.h>
 #include <net/net_namespace.h>
+#include <net/sock.h>
 
 // Each callback gives what its caller takes for "go on".
 static notrace void do_nothing(void)
@@ -236,6 +239,76 @@ static void work_off(void)
 	cancel_delayed_work_sync(&work);
 }
 
+// One work at a time: the second waits until the first, which runs as long as the attack, is done.
+static struct workqueue_struct *work_queue;
+static struct work_struct running_work, waiting_work;
+static bool work_goes_on;
+
+static void run_on(struct work_struct *unused)
+{
+	while (READ_ONCE(work_goes_on))
+		msleep(10);
+}
+
+static int queue_work_items(void *running, void *waiting)
+{
+	if (!running || !waiting)
+		return -ENOMEM;
+	work_queue = alloc_workqueue("lab_queue", WQ_UNBOUND, 1);
+	if (!work_queue)
+		return -ENOMEM;
+	work_goes_on = true;
+	INIT_WORK(&running_work, running);
+	INIT_WORK(&waiting_work, waiting);
+	queue_work(work_queue, &running_work);
+	queue_work(work_queue, &waiting_work);
+	return 0;
+}
+
+static int running_work_on(const char *argument)
+{
+	return queue_work_items(CODE(argument, run_on), do_nothing);
+}
+
+static int waiting_work_on(const char *argument)
+{
+	return queue_work_items(run_on, CODE(argument, do_nothing));
+}
+
+static void queued_work_off(void)
+{
+	WRITE_ONCE(work_goes_on, false);
+	destroy_workqueue(work_queue);
+}
+
+// A timer of high resolution.
+static struct hrtimer precise_timer;
+
+static int return_no_restart(void)
+{
+	return HRTIMER_NORESTART;
+}
+
+static int precise_timer_on(const char *argument)
+{
+	enum hrtimer_restart (*function)(struct hrtimer *) = CODE(argument, return_no_restart);
+	if (!function)
+		return -ENOMEM;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
+	hrtimer_setup(&precise_timer, function, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
+#else
+	hrtimer_init(&precise_timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL);
+	precise_timer.function = function;
+#endif
+	hrtimer_start(&precise_timer, ktime_set(3600, 0), HRTIMER_MODE_REL);
+	return 0;
+}
+
+static void precise_timer_off(void)
+{
+	hrtimer_cancel(&precise_timer);
+}
+
 static struct nf_hook_ops hook;
 
 static int netfilter_on(const char *argument)
@@ -316,7 +389,7 @@ static int replace_function(struct patch *patch, void *member, const char *argum
 	return code ? patch_apply(patch, member, &code, sizeof(code)) : -ENOMEM;
 }
 
-static struct patch proc_table, proc_root, seq_table, discipline, folder_table, inode_table;
+static struct patch proc_table, proc_root, seq_table, protocol_table, discipline, folder_table, inode_table;
 
 static int proc_table_on(const char *argument)
 {
@@ -351,6 +424,17 @@ static void seq_off(void)
 	patch_revert(&seq_table);
 }
 
+static int protocol_on(const char *argument)
+{
+	struct proto *table = attack_symbol("tcp_prot");
+	return table ? replace_function(&protocol_table, &table->recvmsg, argument) : -EOPNOTSUPP;
+}
+
+static void protocol_off(void)
+{
+	patch_revert(&protocol_table);
+}
+
 static int discipline_on(const char *argument)
 {
 	struct tty_ldisc_ops *table = attack_symbol("n_tty_ops");
@@ -360,6 +444,33 @@ static int discipline_on(const char *argument)
 static void discipline_off(void)
 {
 	patch_revert(&discipline);
+}
+
+// The terminal of whoever asks gets a table of its own; the one that it shared stays as it is.
+static struct tty_ldisc_ops own_discipline;
+static struct tty_ldisc_ops *shared_discipline;
+static struct tty_struct *own_terminal;
+
+static int own_discipline_on(const char *argument)
+{
+	own_terminal = get_current_tty();
+	if (!own_terminal)
+		return -EOPNOTSUPP;
+	shared_discipline = own_terminal->ldisc->ops;
+	own_discipline = *shared_discipline;
+	own_discipline.write_wakeup = CODE(argument, do_nothing);
+	if (!own_discipline.write_wakeup) {
+		tty_kref_put(own_terminal);
+		return -ENOMEM;
+	}
+	own_terminal->ldisc->ops = &own_discipline;
+	return 0;
+}
+
+static void own_discipline_off(void)
+{
+	own_terminal->ldisc->ops = shared_discipline;
+	tty_kref_put(own_terminal);
 }
 
 // The table that the root file system's folders share.
@@ -465,7 +576,10 @@ struct attack attack_handlers[] = {
 	{"reboot_notifier", reboot_on, reboot_off},
 	{"input_handler", input_on, input_off},
 	{"timer", timer_on, timer_off},
+	{"hrtimer", precise_timer_on, precise_timer_off},
 	{"work", work_on, work_off},
+	{"work_running", running_work_on, queued_work_off},
+	{"work_waiting", waiting_work_on, queued_work_off},
 	{"netfilter_hook", netfilter_on, netfilter_off},
 	{"packet_type", one_type_on, one_type_off},
 	{"packet_type_all", all_types_on, all_types_off},
@@ -473,7 +587,9 @@ struct attack attack_handlers[] = {
 	{"proc_operations", proc_table_on, proc_table_off},
 	{"proc_root_iterate", proc_root_on, proc_root_off},
 	{"seq_operations", seq_on, seq_off},
+	{"socket_protocol", protocol_on, protocol_off},
 	{"line_discipline", discipline_on, discipline_off},
+	{"own_line_discipline", own_discipline_on, own_discipline_off},
 	{"folder_operations", folder_table_on, folder_table_off},
 	{"inode_operations", inode_table_on, inode_table_off},
 	{"own_operations", own_table_on, own_table_off},
