@@ -1,10 +1,10 @@
 #include "lararium/os/linux/program_memory.h"
 
 #include "elf_image.h"
+#include "lararium/os/linux/paths.h"
 #include "lararium/os/linux/rb_tree.h"
 #include "maps.h"
 #include "page_cache.h"
-#include "paths.h"
 #include "vfs.h"
 
 #include <algorithm>
