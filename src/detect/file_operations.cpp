@@ -228,7 +228,11 @@ private:
     if (tables_.is_new(*table))
       tables_.judge(*table, type, user());
     const bool may = may_be_foreign || (!owner.module.empty() && scene_.module_at(*table) == owner.module);
-    if (!lies_well(scene_, *table, may))
+    if (lies_well(scene_, *table, may))
+      return;
+    if (findings_.is_full())
+      findings_.leave_out();
+    else
       judge_place(scene_,
                   {.at = object + member.offset,
                    .table = *table,

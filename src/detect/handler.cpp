@@ -49,6 +49,8 @@ void judge(const Scene &scene, const Handler &handler, Findings &findings) {
   const auto objection = objection_to(scene, handler.at, handler.target, handler.trust);
   if (!objection)
     return;
+  if (findings.is_full())
+    return findings.leave_out();
   const CodeRange *owner = scene.code().find(handler.target);
   findings
       .add({.subject = handler.what,
@@ -74,6 +76,8 @@ bool lies_well(const Scene &scene, Gva table, bool foreign_may_own) {
 void judge_place(const Scene &scene, const TablePointer &pointer, Findings &findings) {
   if (lies_well(scene, pointer.table, pointer.foreign_may_own))
     return;
+  if (findings.is_full())
+    return findings.leave_out();
   const std::string holder = scene.holder_of(pointer.table);
   findings
       .add({.subject = pointer.what,
@@ -131,7 +135,11 @@ void OperationTables::judge(Gva table, std::string_view type_name, std::string_v
     Gva target;
     std::memcpy(&target.value, bytes_.data() + function.offset, sizeof(target.value));
     const Gva at = table + function.offset;
-    if (!is_lawful(*scene_, at, target, trust))
+    if (is_lawful(*scene_, at, target, trust))
+      continue;
+    if (findings_->is_full())
+      findings_->leave_out();
+    else
       detect::judge(*scene_,
                     {.at = at,
                      .target = target,

@@ -91,6 +91,8 @@ private:
       return;
     if (tables_.is_new(*operations))
       tables_.judge(*operations, "tty_ldisc_ops", "of " + name);
+    if (findings_.is_full())
+      return findings_.leave_out();
     findings_
         .add({.subject = fmt::format("the line discipline of {}", name),
               .severity = Severity::critical,

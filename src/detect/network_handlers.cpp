@@ -66,7 +66,7 @@ public:
   void look_at_namespaces() {
     const auto initial = kernel_.symbol("init_net"), head = kernel_.symbol("net_namespace_list");
     const auto list = layout_.optional("net", "list");
-    resolve_hook_arrays();
+    resolve_hook_places();
     if (initial)
       look_at_namespace(*initial);
     if (head && list)
@@ -78,14 +78,13 @@ public:
   }
 
 private:
-  struct HookArray {
-    std::string family;
+  struct HookPlace {
+    std::string name;         // "ipv4 PRE_ROUTING"
     std::uint64_t offset = 0; // in struct net
-    std::size_t count = 0;
   };
 
   // netns_nf has one array of hooks for each family, "hooks_ipv4" (4.16); before that, one for all in "hooks".
-  void resolve_hook_arrays() {
+  void resolve_hook_places() {
     const Types &types = kernel_.types();
     const auto part = layout_.optional("net", "nf");
     const auto id = types.find("netns_nf");
@@ -99,13 +98,15 @@ private:
         continue;
       const std::uint64_t offset = part->offset + member.bit_offset / 8;
       const auto inner = types.info(types.strip(array->target));
+      const auto add = [&](const std::string &family, std::uint64_t begin, std::uint32_t count) {
+        for (std::uint32_t i = 0; i < std::min(count, most_hooks); ++i)
+          hook_places_.push_back({fmt::format("{} {}", family, name_of_hook(family, i)), begin + 8 * std::uint64_t{i}});
+      };
       if (inner && inner->kind == TypeKind::pointer && member.name.starts_with(prefix))
-        hook_arrays_.push_back(
-            {std::string(member.name.substr(prefix.size())), offset, std::min(array->count, most_hooks)});
+        add(std::string(member.name.substr(prefix.size())), offset, array->count);
       if (inner && inner->kind == TypeKind::array)
         for (std::uint32_t family = 0; family < std::min<std::uint32_t>(array->count, 16); ++family)
-          hook_arrays_.push_back({family_name(family), offset + std::uint64_t{family} * inner->count * 8,
-                                  std::min(inner->count, most_hooks)});
+          add(family_name(family), offset + std::uint64_t{family} * inner->count * 8, inner->count);
     }
   }
 
@@ -120,20 +121,16 @@ private:
   }
 
   void look_at_namespace(Gva net) {
-    const auto inum = layout_.optional("net", "ns.inum");
     const std::string where =
-        fmt::format("in network namespace {}", inum ? kernel_.read_field(net, *inum).value_or(0) : 0);
-    for (const HookArray &array : hook_arrays_)
-      for (std::size_t i = 0; i < array.count; ++i)
-        look_at_hooks(net + array.offset + 8 * i, fmt::format("{} {}", array.family, name_of_hook(array.family, i)),
-                      where);
-    for (const std::string_view member : {"ptype_all", "ptype_specific"})
-      if (const auto list = layout_.optional("net", member))
+        fmt::format("in network namespace {}", inum_ ? kernel_.read_field(net, *inum_).value_or(0) : 0);
+    for (const HookPlace &place : hook_places_)
+      look_at_hooks(net + place.offset, place.name, where);
+    for (const auto &list : packet_lists_)
+      if (list)
         look_at_packet_types(net + list->offset, where);
-    const auto devices = layout_.optional("net", "dev_base_head"), node = layout_.optional("net_device", "dev_list");
-    if (devices && node)
-      linux_guest::walk_list(kernel_, net + devices->offset, list_limit, [&](Gva link) {
-        look_at_device(link - node->offset);
+    if (devices_ && device_link_)
+      linux_guest::walk_list(kernel_, net + devices_->offset, list_limit, [&](Gva link) {
+        look_at_device(link - device_link_->offset);
         return budget_.take();
       });
   }
@@ -228,7 +225,12 @@ private:
   LayoutResolver layout_;
   std::optional<FieldLocation> function_, type_, link_, hook_count_, hooks_, hook_;
   std::uint64_t hook_size_ = 0;
-  std::vector<HookArray> hook_arrays_;
+  std::vector<HookPlace> hook_places_;
+  const std::optional<FieldLocation> inum_ = layout_.optional("net", "ns.inum"),
+                                     devices_ = layout_.optional("net", "dev_base_head"),
+                                     device_link_ = layout_.optional("net_device", "dev_list");
+  const std::array<std::optional<FieldLocation>, 2> packet_lists_ = {layout_.optional("net", "ptype_all"),
+                                                                     layout_.optional("net", "ptype_specific")};
   const std::optional<FieldLocation> device_name_ = layout_.optional("net_device", "name"),
                                      ingress_ = layout_.optional("net_device", "nf_hooks_ingress"),
                                      egress_ = layout_.optional("net_device", "nf_hooks_egress"),

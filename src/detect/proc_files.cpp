@@ -116,6 +116,8 @@ private:
       tables_.judge(*table, type, "of " + path_of(entry));
     if (lies_well(scene_, *table, false))
       return;
+    if (findings_.is_full())
+      return findings_.leave_out();
     const std::string path = path_of(entry);
     judge_place(scene_,
                 {.at = entry + member.offset,
@@ -130,6 +132,8 @@ private:
     const auto function = kernel_.read_pointer(at);
     if (!function || is_lawful(scene_, at, *function, Trust::no_foreign))
       return;
+    if (findings_.is_full())
+      return findings_.leave_out();
     const std::string path = path_of(entry);
     judge(scene_,
           {.at = at,

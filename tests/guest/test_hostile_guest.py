@@ -37,6 +37,7 @@ WHOLE = os.environ.get("LARARIUM_WHOLE") == "1"
 TRACE = bool(os.environ.get("LARARIUM_TRACE"))
 CHOSEN = re.compile(os.environ.get("LARARIUM_LIES", ""))
 DOCUMENTED = {0, 3, 7, 8, 9, 10, 11, 13}  # what bad guest memory may lead to
+FINDINGS = 20  # of `check`, which may take a lie for an attack
 
 NON_CANONICAL, USER, UNMAPPED = 0x4141414141414141, 0x400000, 0xfffffffffffe0000
 WILD = {"a non-canonical address": NON_CANONICAL, "a user address": USER, "an unmapped address": UNMAPPED}
@@ -715,6 +716,174 @@ def _(k, s):
     k.memory.write_physical(place, struct.pack("<Q", table | 0x63))
 
 
+# ------------------------------------------------------------------------------------- what the kernel calls (`check`)
+
+HANDLER_CHECKS = ("notifiers", "network_handlers", "timers", "work_items", "kernel_threads", "proc_files",
+                  "file_operations", "line_disciplines", "binary_formats")
+BOUNDED = {"silent": True}  # such a lie need not be told: what counts is that each look at it ends
+
+
+def endless(k, s, stride=16, size=16 << 20, begin=0):
+    """A list that goes on to the end of the region, which is the address of its first element."""
+    base = s.region(k, ARENA) + begin
+    content = bytearray(size)
+    for at in range(0, size, stride):
+        struct.pack_into("<QQ", content, at, base + at + stride, base + at - stride)
+    k.memory.write(base, bytes(content))
+    return base
+
+
+def lists(k):
+    """Heads of lists that checks of handlers walk."""
+    for name in ("super_blocks", "workqueues", "formats", "tty_drivers", "ptype_base", "net_namespace_list",
+                 "input_handler_list", "proto_list"):
+        if name in k.symbols:
+            yield k.symbol(name)
+
+
+@lie("lists of what the kernel calls have no end", "check handlers", **BOUNDED)
+def _(k, s):
+    first = endless(k, s)
+    for head in lists(k):
+        k.put(head, first)
+
+
+@lie("lists of what the kernel calls run in circles", "check handlers", **BOUNDED)
+def _(k, s):
+    base = s.region(k, 4096)
+    k.memory.write(base, struct.pack("<QQQQ", base + 16, base + 16, base, base))
+    for head in lists(k):
+        k.put(head, base)
+
+
+@wild_pointers("heads of lists of what the kernel calls", "check handlers", **BOUNDED)
+def _(k, s, address):
+    for head in lists(k):
+        k.put(head, address)
+
+
+@lie("a notifier is its own successor", "check handlers", **BOUNDED)
+def _(k, s):
+    block = s.region(k, 4096)
+    k.memory.write(block, struct.pack("<QQQ", block, block, 0))
+    k.set_member(k.symbol("reboot_notifier_list"), "blocking_notifier_head", "head", block)
+
+
+def per_cpu(k, name):
+    if name not in k.symbols:
+        raise NoSymbol(name)
+    for cpu in range(2):
+        yield k.get(k.symbol("__per_cpu_offset") + 8 * cpu) + k.symbols[name] & (1 << 64) - 1
+
+
+@lie("all buckets of all timer wheels lead to one endless chain", "check handlers", **BOUNDED)
+def _(k, s):
+    first = endless(k, s, stride=64)
+    for base in per_cpu(k, "timer_bases"):
+        k.memory.write(base + k.offset("timer_base", "vectors"), struct.pack("<Q", first) * 512)
+
+
+@lie("a tree of timers in which each element is below itself", "check handlers", **BOUNDED)
+def _(k, s):
+    node = s.region(k, 4096)
+    k.memory.write(node, struct.pack("<QQQ", node | 1, node, node))
+    for base in per_cpu(k, "hrtimer_bases"):
+        for clock in range(4):
+            k.put(base + k.offset("hrtimer_cpu_base", "clock_base") + clock * k.size("hrtimer_clock_base") +
+                  k.offset("hrtimer_clock_base", "active"), node)
+
+
+@lie("works and workers without end", "check handlers", **BOUNDED)
+def _(k, s):
+    first = endless(k, s)
+    for pool in per_cpu(k, "cpu_worker_pools"):
+        for member in ("worklist", "workers"):
+            k.set_member(pool, "worker_pool", member, first)
+
+
+@lie("each of a hundred thousand workqueues has all works there are", "check handlers", **BOUNDED)
+def _(k, s):
+    first = endless(k, s)
+    stride, size = 512, 32 << 20
+    queues = s.region(k, ARENA) + (16 << 20)
+    content = bytearray(size)
+    link = k.offset("workqueue_struct", "list") % stride
+    parts = k.offset("workqueue_struct", "pwqs") % stride
+    for at in range(0, size, stride):
+        struct.pack_into("<QQ", content, at + link, queues + at + stride + link, 0)
+        struct.pack_into("<Q", content, at + parts, first)
+    k.memory.write(queues, bytes(content))
+    k.put(k.symbol("workqueues"), queues + link)
+
+
+@wild_pointers("a kernel thread's struct kthread", "check handlers", **BOUNDED)
+def _(k, s, address):
+    thread = next(int(item["task"], 16) for item in s.processes if item["pid"] == 2)
+    member = "worker_private" if k.has("task_struct", "worker_private") else "set_child_tid"
+    k.set_member(thread, "task_struct", member, address)
+
+
+@lie("an entry of /proc is below itself", "check handlers", **BOUNDED)
+def _(k, s):
+    entry = k.symbol("proc_root")
+    node = entry + k.offset("proc_dir_entry", "subdir_node")
+    k.memory.write(node, struct.pack("<QQQ", 1, 0, 0))
+    k.set_member(entry, "proc_dir_entry", "subdir", node)
+
+
+@lie("65,535 netfilter hooks wherever hooks can be", "check handlers", **BOUNDED)
+def _(k, s):
+    base = s.region(k, 2 << 20)
+    k.put(base, 0xffff, 2)
+    for family in ("ipv4", "ipv6"):
+        for number in range(5):
+            k.put(k.symbol("init_net") + k.offset("net", f"nf.hooks_{family}") + 8 * number, base)
+
+
+@lie("a hundred thousand inodes, each with operations of its own", "check handlers", **BOUNDED)
+def _(k, s):
+    stride, size = 512, 50 << 20
+    base = s.region(k, ARENA)
+    content = bytearray(size)
+    link, operations = k.offset("inode", "i_sb_list") % stride, k.offset("inode", "i_op") % stride
+    for at in range(0, size, stride):
+        struct.pack_into("<QQ", content, at + link, base + at + stride + link, base + at + stride + link)
+        struct.pack_into("<Q", content, at + operations, base + at)
+    k.memory.write(base, bytes(content))
+    node, head = k.get(k.symbol("super_blocks")), k.symbol("super_blocks")
+    while node != head:
+        inodes = node - k.offset("super_block", "s_list") + k.offset("super_block", "s_inodes")
+        k.memory.write(inodes, struct.pack("<QQ", base + link, base + link))
+        node = k.get(node)
+
+
+@lie("an inode that was removed", "check handlers", **BOUNDED)
+def _(k, s):
+    inode = s.inode(k)
+    node = inode + k.offset("inode", "i_sb_list")
+    k.memory.write(node, struct.pack("<QQ", node, node))
+
+
+@lie("terminal drivers of four thousand million terminals", "check handlers", **BOUNDED)
+def _(k, s):
+    base = s.region(k, 32 << 20)
+    k.memory.write(base, b"".join(struct.pack("<Q", base + at) for at in range(0, 8 << 20, 8)))
+    head = k.symbol("tty_drivers")
+    node = k.get(head)
+    while node != head:
+        driver = node - k.offset("tty_driver", "tty_drivers")
+        k.set_member(driver, "tty_driver", "num", 0xffffffff, 4)
+        k.set_member(driver, "tty_driver", "ttys", base)
+        node = k.get(node)
+
+
+@wild_pointers("line disciplines and terminals", "check handlers", **BOUNDED)
+def _(k, s, address):
+    for number in range(4):
+        k.put(k.symbol("tty_ldiscs") + 8 * number, address)
+    k.set_member(k.get(k.symbol("tty_drivers")) - k.offset("tty_driver", "tty_drivers"), "tty_driver", "ttys", address)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 class DoesNotApply(Exception):
@@ -888,6 +1057,7 @@ class HostileGuest(harness.GuestTest):
             "files of it": ("files", pid, "--json"),
             "symbols": ("symbols", "--json"),
             "top": ("top", "--once", "--json", "--interval", "0.05"),
+            "check handlers": ("check", "--only", ",".join(HANDLER_CHECKS), "--json"),
             "hexdump": ("hexdump", "init_task", "64", "--json"),
             "procmem": ("procmem", pid, "--json", "--force", "-o", f"{folder}/core"),
             "recover": ("recover", self.scene.exe, "--json", "-o", f"{folder}/file"),
@@ -930,7 +1100,7 @@ class HostileGuest(harness.GuestTest):
         command = " ".join(outcome.command)
         if outcome.code in (-signal.SIGKILL, -signal.SIGXCPU):
             return f"{command}: does not end within {CPU_SECONDS} s of CPU time and {SECONDS} s in all"
-        if outcome.code not in DOCUMENTED:
+        if outcome.code not in DOCUMENTED | ({FINDINGS} if outcome.command[0] == "check" else set()):
             return f"{command}: ended with {outcome.code}: {outcome.stderr[-300:]}"
         if outcome.resident > OWN_MEMORY + MEMORY:
             return f"{command}: took {outcome.resident >> 20} MiB"
@@ -950,7 +1120,7 @@ class HostileGuest(harness.GuestTest):
     def test_lies(self):
         self.scene = Scene(self)
         commands = self.commands()
-        changing = {"top", "dump", "procmem", "recover"}
+        changing = {"top", "dump", "procmem", "recover", "check handlers"}  # check says how long it took
         baseline = {key: self.run_one(command) for key, command in commands.items()}
         missing = {key for key, outcome in baseline.items() if outcome.code}
         for key in sorted(missing):

@@ -72,6 +72,9 @@ public:
     overflow_ = std::move(finding);
     return overflow_;
   }
+  // Once there are as many, more are only counted: what would be put into words at some cost need not be.
+  [[nodiscard]] bool is_full() const { return items_.size() >= limit; }
+  void leave_out() { ++left_out_; }
   [[nodiscard]] const std::vector<Finding> &items() const { return items_; }
   [[nodiscard]] std::vector<Finding> &items() { return items_; }
   [[nodiscard]] std::size_t left_out() const { return left_out_; }
