@@ -6,6 +6,7 @@
 #include "code_sites.h"
 #include "lararium/detect/check.h"
 #include "lararium/os/linux/modules.h"
+#include "reference_text.h"
 #include "text_memory.h"
 
 #include <algorithm>
@@ -46,6 +47,9 @@ public:
     look_at_modules(look);
     look_at_tracer_places(look);
     look_at_jump_labels(look);
+    if (scene.reference() != nullptr) {
+      TRY(look_beside_reference(look));
+    }
     memory_.look(scene, look.sites, look.regions, look.trampolines, [&](Gva line, Bytes found, bool is_code) {
       const char *const what = is_code ? "code" : "read-only data";
       report(look, line,
@@ -58,6 +62,8 @@ public:
 
 private:
   TextMemory memory_;
+  std::optional<ReferenceText> reference_;
+  std::optional<Gva> reference_base_; // of the image that it was made for
 
   // Whose code is stepped through.
   struct Text {
@@ -301,6 +307,22 @@ private:
         look_at(CodeSites::jump_labels_of(kernel, region.module), region.base, region.base + region.size);
   }
 
+  Result<void> look_beside_reference(Look &look) {
+    const Kernel &kernel = look.scene.kernel();
+    if (reference_base_ != kernel.location().base) {
+      TRY_ASSIGN(reference_, ReferenceText::create(*look.scene.reference(), kernel));
+      reference_base_ = kernel.location().base;
+    }
+    reference_->look(kernel, look.sites, [&](const ReferenceText::Difference &difference) {
+      report(look, difference.at,
+             fmt::format("{} bytes of {} from {} on are not those of the reference", difference.found.size(),
+                         difference.is_code ? "code" : "read-only data", look.scene.describe(difference.at)))
+          .with("expected_bytes", copy(difference.expected))
+          .with("found_bytes", copy(difference.found));
+    });
+    return {};
+  }
+
   static Finding &report(const Look &look, Gva site, std::string sentence) {
     const std::string symbol = look.scene.describe(site);
     Finding &finding = look.findings.add(
@@ -320,7 +342,8 @@ LARARIUM_CHECK(
     "text that is mapped from elsewhere was exchanged. While a guest is watched, code and the kernel's read-only data "
     "are "
     "also compared with what they were at the first look, which is trusted, less the places that the kernel itself "
-    "changes. A single check remembers nothing: what was changed before, and leads nowhere, is not seen.")
+    "changes. A single check remembers nothing: what was changed before, and leads nowhere, is seen only beside "
+    "the file that the kernel was booted from (--reference).")
 
 } // namespace
 } // namespace lararium::detect

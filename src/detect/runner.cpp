@@ -86,7 +86,7 @@ Result<std::vector<Outcome>> Runner::run() {
     open[i] = i;
   while (!open.empty()) {
     system_->refresh();
-    TRY_ASSIGN(const auto scene, Scene::create(*target_, *system_));
+    TRY_ASSIGN(const auto scene, Scene::create(*target_, *system_, reference));
     std::erase_if(open, [&](std::size_t i) {
       auto outcome = look(i, *scene);
       if (!outcome)

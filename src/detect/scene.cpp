@@ -20,11 +20,13 @@ std::vector<const CheckEntry *> all_checks() {
   return checks;
 }
 
-Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSystem &system) {
+Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSystem &system,
+                                             const KernelFile *reference) {
   const linux_guest::Kernel *kernel = linux_guest::kernel_of(system);
   if (kernel == nullptr)
     return fail(ErrorCode::unsupported, "only Linux guests can be checked so far");
   std::unique_ptr<Scene> scene(new Scene(system, *kernel));
+  scene->reference_ = reference;
   if (target.vcpus)
     if (auto registers = target.vcpus->registers())
       scene->vcpus_ = std::move(*registers);

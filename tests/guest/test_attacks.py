@@ -30,6 +30,7 @@ class Attack:
     pattern: str  # of the finding's subject, a space, and its sentence
     begin: typing.Callable  # of (test); gives the function that ends it
     unseen: str = ""  # why no check can find it yet
+    reference: bool = False  # the check has the file that the guest's kernel was booted from
 
 
 def technique(name, check, pattern, argument="orphan", **options):
@@ -37,7 +38,8 @@ def technique(name, check, pattern, argument="orphan", **options):
     def begin(test):
         test.attacker.on(name, argument)
         return lambda: test.attacker.off(name)
-    return Attack(f"{name}.{argument}" if argument else name, check, pattern, begin, **options)
+    label = f"{name}.{argument}" if argument else name
+    return Attack(f"{label}.reference" if options.get("reference") else label, check, pattern, begin, **options)
 
 
 def both(name, check, pattern, **options):
@@ -105,6 +107,8 @@ ATTACKS = [
     *both("module_text_jump", "kernel_text", r"dummy"),
     technique("text_byte", "kernel_text", r"sethostname", "", unseen=FIRST_LOOK),
     technique("rodata_byte", "kernel_text", r"banner", "", unseen=FIRST_LOOK),
+    technique("text_byte", "kernel_text", r"bytes of code from .* reference", "", reference=True),
+    technique("rodata_byte", "kernel_text", r"read-only data from .*banner.* reference", "", reference=True),
     technique("module_text_byte", "kernel_text", r"dummy", "", unseen=FIRST_LOOK),
     # modules and code outside of modules
     technique("module_unlisted", "modules", r"lararium_attack.*not in the list of modules", ""),
@@ -198,13 +202,14 @@ class Attacks(harness.GuestTest):
         if self.guest.run("true", timeout=30).code:
             self.fail("the guest does not answer")
 
-    def findings(self, check):
-        return self.items("check", "--only", check, check=False)
+    def findings(self, attack):
+        reference = ["--reference", self.guest.kernel.image] if attack.reference else []
+        return self.items("check", "--only", attack.check, *reference, check=False)
 
     def carry_out(self, attack):
         if attack.check not in self.checks:
             self.skipTest(f"there is no check {attack.check}")
-        self.assertEqual(self.findings(attack.check), [], "findings before the attack")
+        self.assertEqual(self.findings(attack), [], "findings before the attack")
         began = time.monotonic()
         try:
             end = attack.begin(self)
@@ -212,7 +217,7 @@ class Attacks(harness.GuestTest):
             self.skipTest(str(error))
         try:
             for _ in range(LOOKS):
-                findings = self.findings(attack.check)
+                findings = self.findings(attack)
                 milliseconds = (time.monotonic() - began) * 1000
                 matching = [finding for finding in findings
                             if re.search(attack.pattern, f"{finding['subject']} {finding['sentence']}")]
@@ -227,7 +232,7 @@ class Attacks(harness.GuestTest):
             self.skipTest(f"not found: {attack.unseen}")
         self.assertTrue(matching, f"not found; the check says {[f['sentence'] for f in findings]}")
         for _ in range(LOOKS):
-            left = self.findings(attack.check)
+            left = self.findings(attack)
             if not left:
                 break
         self.assertEqual(left, [], "findings after the attack was taken back")

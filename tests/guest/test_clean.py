@@ -86,7 +86,8 @@ class Clean(harness.GuestTest):
         strange = collections.Counter()
         example = {}
         for _ in range(rounds):
-            completed = harness.run_lararium("check", self.guest.pid, "--json", cache=self.cache.name, check=False)
+            completed = harness.run_lararium("check", self.guest.pid, "--reference", self.guest.kernel.image, "--json",
+                                             cache=self.cache.name, check=False)
             if not completed.stdout:
                 self.fail(f"lararium check ended with {completed.returncode}: {completed.stderr}")
             document = json.loads(completed.stdout)

@@ -24,6 +24,11 @@ public:
     syntax.flag("-l,--list", "what each check compares with what, and what it cannot see; looks at no VM", list_);
     syntax.option("--only", "CHECKS", "only these, separated by commas", only_);
     syntax.option("--skip", "CHECKS", "not these", skip_);
+    syntax.option(
+        "--reference", "FILE",
+        "vmlinuz or vmlinux of the guest's kernel, from its package: its code and read-only data are compared "
+        "with it",
+        reference_);
   }
 
   Result<void> run(Context &context) override {
@@ -33,6 +38,11 @@ public:
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
     TRY_ASSIGN(auto runner, detect::Runner::create(*target, *guest,
                                                    {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
+    std::optional<KernelFile> reference;
+    if (reference_) {
+      TRY_ASSIGN(reference, open_reference(*reference_, *guest));
+      runner.reference = &*reference;
+    }
     // What stands still needs no second look.
     if (context.paused() || target->identity.kind == TargetKind::dump)
       runner.looks = 1;
@@ -49,6 +59,19 @@ public:
   }
 
 private:
+  static Result<KernelFile> open_reference(const std::string &path, OperatingSystem &guest) {
+    auto file = KernelFile::open(path);
+    if (!file) {
+      file.error().message = fmt::format("{}: {}", visible(path), file.error().message);
+      return file;
+    }
+    TRY_ASSIGN(const SystemInfo info, guest.info());
+    if (file->build_id().hex() != info.build_id)
+      return fail(ErrorCode::usage, fmt::format("{} is another kernel: its build id is {}, that of the guest's is {}",
+                                                visible(path), file->build_id().hex(), info.build_id));
+    return file;
+  }
+
   static Result<void> print_list(Context &context) {
     const auto checks = detect::all_checks();
     if (context.options.json)
@@ -144,7 +167,7 @@ private:
   }
 
   bool list_ = false;
-  std::optional<std::string> only_, skip_;
+  std::optional<std::string> only_, skip_, reference_;
 };
 
 LARARIUM_COMMAND(CheckCommand, "check", security, vm, "looks for signs of tampering and intrusion")

@@ -12,6 +12,7 @@
 #include "lararium/os/linux/kernel.h"
 #include "lararium/os/linux/modules.h"
 #include "lararium/record/record.h"
+#include "lararium/symbols/kernel_file.h"
 #include "lararium/vm/target.h"
 
 #include <cstdint>
@@ -28,14 +29,17 @@ namespace lararium::detect {
 // One look at one guest: what all checks of that look share, read at its first use.
 class Scene {
 public:
-  // `system` must be of Linux: create() says so otherwise. All must outlive the scene.
-  [[nodiscard]] static Result<std::unique_ptr<Scene>> create(const Target &target, OperatingSystem &system);
+  // `system` must be of Linux: create() says so otherwise. All must outlive the scene. `reference`: the file that the
+  // guest's kernel was booted from, where the operator has it.
+  [[nodiscard]] static Result<std::unique_ptr<Scene>> create(const Target &target, OperatingSystem &system,
+                                                             const KernelFile *reference = nullptr);
 
   [[nodiscard]] OperatingSystem &system() const { return *system_; }
   [[nodiscard]] const linux_guest::Kernel &kernel() const { return *kernel_; }
   [[nodiscard]] std::span<const VcpuRegisters> vcpus() const { return vcpus_; } // empty: they cannot be had
   [[nodiscard]] const CodeMap &code() const { return code_; }
-  [[nodiscard]] const std::vector<Process> &processes() const; // with arguments and paths
+  [[nodiscard]] const KernelFile *reference() const { return reference_; } // null: there is none
+  [[nodiscard]] const std::vector<Process> &processes() const;             // with arguments and paths
   [[nodiscard]] Actor actor(const Process &process) const;
 
   // The listed module in whose memory the address lies; empty: none.
@@ -52,6 +56,7 @@ private:
   Scene(OperatingSystem &system, const linux_guest::Kernel &kernel) : system_(&system), kernel_(&kernel) {}
   OperatingSystem *system_;
   const linux_guest::Kernel *kernel_;
+  const KernelFile *reference_ = nullptr;
   std::vector<VcpuRegisters> vcpus_;
   CodeMap code_;
   std::vector<linux_guest::ModuleRegion> module_regions_; // by base

@@ -59,6 +59,8 @@ public:
   [[nodiscard]] std::chrono::milliseconds again_after(std::size_t index) const;
 
   unsigned looks = 4; // 1: for what stands still
+  // The file that the guest's kernel was booted from; null: there is none. It must outlive the runner.
+  const KernelFile *reference = nullptr;
 
 private:
   struct Entry {
