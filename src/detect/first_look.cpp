@@ -37,15 +37,18 @@ std::uint32_t FirstLook::hash_of(const std::byte *line) const {
   return static_cast<std::uint32_t>(hash ^ hash >> 32);
 }
 
-void FirstLook::look(const Read &read, std::span<const Mask> masks, const Give &give) {
+bool FirstLook::look(const Read &read, std::span<const Mask> masks, const Give &give) {
   std::array<std::byte, page_size> bytes{}, shown{};
   std::array<bool, page_size / line_bytes> blind{};
   const Gva end = begin_ + size();
+  bool all_the_same = true;
   for (Gva page = begin_; page < end; page = page.page() + page_size) {
     const std::uint64_t part = std::min<std::uint64_t>(page_size - page.page_offset(), end - page);
     const std::span<std::byte> all = std::span(bytes).first(part);
-    if (!read(page, all))
+    if (!read(page, all)) {
+      all_the_same = false;
       continue;
+    }
     shown = bytes;
     blind.fill(false);
     // One that begins on the page before may reach into this one.
@@ -62,20 +65,26 @@ void FirstLook::look(const Read &read, std::span<const Mask> masks, const Give &
             mask->kind == Mask::Kind::restore && i < mask->original.size() ? mask->original[i] : std::byte{};
       }
     for (std::size_t offset = 0; offset + line_bytes <= part; offset += line_bytes) {
-      if (blind[offset / line_bytes])
+      if (blind[offset / line_bytes]) {
+        all_the_same = false;
         continue;
+      }
       const std::size_t index = (page + offset - begin_) / line_bytes;
       const std::uint32_t hash = hash_of(bytes.data() + offset);
       State &state = states_[index];
       if (state == State::sure) {
-        if (hash != lines_[index])
+        if (hash != lines_[index]) {
+          all_the_same = false;
           give(page + offset, Bytes(shown).subspan(offset, line_bytes));
+        }
       } else {
+        all_the_same = false;
         state = state == State::seen && hash == lines_[index] ? State::sure : State::seen;
         lines_[index] = hash;
       }
     }
   }
+  return all_the_same;
 }
 
 } // namespace lararium::detect

@@ -38,8 +38,9 @@ public:
   FirstLook(Gva begin, std::uint64_t size, std::uint64_t key);
 
   // Remembers what it has not seen yet, and gives every line that is not as it was. A line is remembered for good when
-  // two calls find it the same; until then a difference is taken for a race. `masks` are sorted by address.
-  void look(const Read &read, std::span<const Mask> masks, const Give &give);
+  // two calls find it the same; until then a difference is taken for a race. `masks` are sorted by address. Whether
+  // every line could be compared, and was the same.
+  bool look(const Read &read, std::span<const Mask> masks, const Give &give);
 
   [[nodiscard]] Gva begin() const { return begin_; }
   [[nodiscard]] std::uint64_t size() const { return lines_.size() * line_bytes; }

@@ -34,7 +34,7 @@ public:
     // Code that is missing in an incomplete list would make every way to it look like a hook.
     if (!scene.code().complete())
       return fail(ErrorCode::corrupt, "the kernel's lists of code cannot be read to their ends");
-    Look look{scene, findings, CodeSites::read(scene.kernel()), {}, {}, {}, {}, {}};
+    Look look{scene, findings, CodeSites::read(scene.kernel()), {}, {}, {}, {}, {}, {}, {}};
     if (auto regions = linux_guest::read_module_regions(scene.kernel()))
       look.regions = std::move(regions->items);
     const auto begin = scene.kernel().symbol("_stext"), end = scene.kernel().symbol("_etext");
@@ -43,28 +43,25 @@ public:
     look.text_begin = *begin;
     look.text_end = *end;
     look_at_mapping(look);
-    look_at_image(look);
-    look_at_modules(look);
+    const bool same_map = stepped_ && stepped_->map == scene.code().ranges();
+    if (same_map)
+      look.trampolines = stepped_->trampolines;
+    else
+      read_module_symbols(look);
+    const bool same_code = compare_with_first_look(look);
+    if (same_map && same_code)
+      look_at_changing_places(look, *stepped_);
+    else
+      step_through_all(look, same_map);
     look_at_tracer_places(look);
     look_at_jump_labels(look);
     if (scene.reference() != nullptr) {
       TRY(look_beside_reference(look));
     }
-    memory_.look(scene, look.sites, look.regions, look.trampolines, [&](Gva line, Bytes found, bool is_code) {
-      const char *const what = is_code ? "code" : "read-only data";
-      report(look, line,
-             fmt::format("{} bytes of {} from {} on are not what they were at the first look", found.size(), what,
-                         scene.describe(line)))
-          .with("found_bytes", copy(found));
-    });
     return {};
   }
 
 private:
-  TextMemory memory_;
-  std::optional<ReferenceText> reference_;
-  std::optional<Gva> reference_base_; // of the image that it was made for
-
   // Whose code is stepped through.
   struct Text {
     Gva begin, end;
@@ -74,6 +71,18 @@ private:
     bool uses_known = true;
   };
 
+  // What was there when all code was stepped through the last time, and nothing was found. As long as code is the same,
+  // and so is whose it is, that need not be done again, but for the places that the kernel changes.
+  struct Stepped {
+    std::vector<CodeRange> map;
+    std::vector<Gva> trampolines, patchable;
+    std::vector<Text> texts;
+  };
+  TextMemory memory_;
+  std::optional<Stepped> stepped_;
+  std::optional<ReferenceText> reference_;
+  std::optional<Gva> reference_base_; // of the image that it was made for
+
   struct Look {
     const Scene &scene;
     Findings &findings;
@@ -81,6 +90,8 @@ private:
     Gva text_begin, text_end;
     std::vector<linux_guest::ModuleRegion> regions;
     std::vector<Gva> trampolines; // of static calls in modules
+    std::vector<Gva> symbols;     // of modules, by address
+    std::vector<Text> texts;      // that were stepped through
     std::vector<std::byte> buffer;
 
     [[nodiscard]] Gva module_at(Gva address) const {
@@ -128,19 +139,74 @@ private:
       if (address > starts.back())
         starts.push_back(address);
     }
-    look_at_code(look, starts, {look.text_begin, look.text_end, {}, look.sites.static_calls, {}, true});
+    look.texts.push_back({look.text_begin, look.text_end, {}, look.sites.static_calls, {}, true});
+    look_at_code(look, starts, look.texts.back());
+  }
+
+  static void read_module_symbols(Look &look) {
+    linux_guest::for_each_module_symbol(look.scene.kernel(), [&](const KernelSymbol &symbol) {
+      look.symbols.push_back(symbol.address);
+      if (symbol.name.starts_with("__SCT__"))
+        look.trampolines.push_back(symbol.address);
+      return look.symbols.size() < module_symbol_limit;
+    });
+    std::ranges::sort(look.symbols);
+  }
+
+  bool compare_with_first_look(const Look &look) {
+    return memory_.look(look.scene, look.sites, look.regions, look.trampolines,
+                        [&](Gva line, Bytes found, bool is_code) {
+                          const char *const what = is_code ? "code" : "read-only data";
+                          report(look, line,
+                                 fmt::format("{} bytes of {} from {} on are not what they were at the first look",
+                                             found.size(), what, look.scene.describe(line)))
+                              .with("found_bytes", copy(found));
+                        });
+  }
+
+  void step_through_all(Look &look, bool same_map) {
+    stepped_.reset();
+    if (same_map) {
+      look.trampolines.clear();
+      read_module_symbols(look);
+    }
+    const std::size_t before = look.findings.items().size();
+    look_at_image(look);
+    look_at_modules(look);
+    if (look.findings.items().size() == before)
+      stepped_ = {look.scene.code().ranges(), look.trampolines, CodeSites::patchable_symbols(look.scene.kernel()),
+                  std::move(look.texts)};
+  }
+
+  // Where the kernel writes calls and jumps: they are left out when code is compared with what it was.
+  static void look_at_changing_places(const Look &look, const Stepped &stepped) {
+    const Kernel &kernel = look.scene.kernel();
+    const auto look_at = [&](const std::vector<Gva> &places) {
+      for (const Gva place : places) {
+        std::array<std::byte, 6> code{};
+        if (!kernel.space().read(place, code))
+          continue;
+        const auto target = linux_guest::branch_target(place, code);
+        const auto text = std::ranges::find_if(
+            stepped.texts, [&](const Text &each) { return place >= each.begin && place < each.end; });
+        if (!target || text == stepped.texts.end() || (*target >= text->begin && *target < text->end))
+          continue;
+        const auto length = static_cast<std::uint8_t>(code[0] == std::byte{0x0f} ? 6 : 5);
+        judge(look, {place, length, *target, "a call or jump", false}, place, code, *text, true);
+      }
+    };
+    look_at(look.sites.ftrace);
+    look_at(look.sites.static_calls);
+    look_at(stepped.patchable);
+    look_at(stepped.trampolines);
+    for (const Text &text : stepped.texts)
+      if (text.module)
+        look_at(text.static_calls);
   }
 
   static void look_at_modules(Look &look) {
     const Kernel &kernel = look.scene.kernel();
-    std::vector<Gva> symbols;
-    linux_guest::for_each_module_symbol(kernel, [&](const KernelSymbol &symbol) {
-      symbols.push_back(symbol.address);
-      if (symbol.name.starts_with("__SCT__"))
-        look.trampolines.push_back(symbol.address);
-      return symbols.size() < module_symbol_limit;
-    });
-    std::ranges::sort(symbols);
+    const std::vector<Gva> &symbols = look.symbols;
     for (const auto &region : look.regions) {
       if (region.kind != linux_guest::ModuleRegion::Kind::text || region.size > largest_module)
         continue;
@@ -152,6 +218,7 @@ private:
           starts.push_back(*symbol);
       Text text{region.base, end, region.module, CodeSites::static_calls_of(kernel, region.module), {}, false};
       read_uses(kernel, text);
+      look.texts.push_back(text);
       look_at_code(look, starts, text);
     }
   }
@@ -205,7 +272,9 @@ private:
     }
   }
 
-  static void judge(const Look &look, const Lead &lead, Gva function, Bytes code, const Text &text) {
+  // `is_code`: it is known that there is code at the place.
+  static void judge(const Look &look, const Lead &lead, Gva function, Bytes code, const Text &text,
+                    bool is_code = false) {
     const CodeRange *range = look.scene.code().find(lead.target);
     if (range != nullptr) {
       if (range->owner != CodeOwner::module && range->owner != CodeOwner::module_init)
@@ -225,8 +294,8 @@ private:
       // Bytes that are no code, or are read from a wrong place, lead anywhere, but hardly to where code can be. The
       // first bytes of a function that can be traced are code.
       const auto page = look.scene.kernel().space().translate(lead.target.page());
-      const bool is_code = lead.at_entry && (CodeSites::has(look.sites.ftrace, function) ||
-                                             CodeSites::has(look.sites.ftrace, function + endbr_bytes));
+      is_code = is_code || (lead.at_entry && (CodeSites::has(look.sites.ftrace, function) ||
+                                              CodeSites::has(look.sites.ftrace, function + endbr_bytes)));
       if (!is_code && (!page || !page->executable))
         return;
       // The cold parts of a module's initialisation stay when it is given free, and lead to where it was.

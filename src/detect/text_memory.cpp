@@ -93,13 +93,13 @@ std::vector<Mask> TextMemory::masks(const Kernel &kernel, const CodeSites &sites
   return masks;
 }
 
-void TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<const ModuleRegion> regions,
+bool TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<const ModuleRegion> regions,
                       std::span<const Gva> trampolines, const Give &give) {
   const Kernel &kernel = scene.kernel();
   const auto text = kernel.symbol("_stext"), text_end = kernel.symbol("_etext"),
              rodata = kernel.symbol("__start_rodata"), rodata_end = kernel.symbol("__end_rodata");
   if (!text || !text_end || !rodata || !is_sealed(kernel, *rodata))
-    return;
+    return false;
   // When a guest gets its second CPU, all lock prefixes are put back (alternatives_enable_smp()).
   const auto single = kernel.symbol("uniproc_patched");
   const auto lock_prefixes = single ? kernel.read<std::uint8_t>(*single) : std::nullopt;
@@ -119,11 +119,16 @@ void TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<cons
   if (rodata_end && *rodata_end > *rodata && *rodata_end - *rodata <= largest_image)
     wanted.push_back({{*rodata, *rodata_end - *rodata, 0}, false});
   std::uint64_t total = 0;
-  for (const ModuleRegion &region : regions)
-    if (region.kind == ModuleRegion::Kind::text && region.size <= largest_module &&
-        (total += region.size) <= largest_of_all)
-      if (const auto load = load_of(kernel, region.module))
-        wanted.push_back({{region.base, region.size, *load}, true});
+  bool all_the_same = !wanted.empty() && wanted.front().is_code;
+  for (const ModuleRegion &region : regions) {
+    if (region.kind != ModuleRegion::Kind::text)
+      continue;
+    const bool fits = region.size <= largest_module && (total += region.size) <= largest_of_all;
+    if (const auto load = fits ? load_of(kernel, region.module) : std::nullopt)
+      wanted.push_back({{region.base, region.size, *load}, true});
+    else
+      all_the_same = false;
+  }
   std::erase_if(remembered_, [&](const auto &entry) {
     return std::ranges::none_of(wanted, [&](const Wanted &each) { return each.identity == entry.first; });
   });
@@ -136,19 +141,22 @@ void TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<cons
     const Identity &identity = each.identity;
     const auto known = remembered_.find(identity);
     if (known != remembered_.end()) {
-      known->second.look(read, now, [&](Gva line, Bytes found) { give(line, found, each.is_code); });
+      const bool same = known->second.look(read, now, [&](Gva line, Bytes found) { give(line, found, each.is_code); });
+      all_the_same = all_the_same && (same || !each.is_code);
     } else {
+      all_the_same = false;
       FirstLook &first = remembered_.try_emplace(identity, identity.begin, identity.size, key_).first->second;
       first.look(read, now, give_nothing);
       fresh.push_back(&first);
     }
   }
   if (fresh.empty())
-    return;
+    return all_the_same;
   // The second time with what the tables say then, so that no change that was under way is remembered.
   now = masks(kernel, CodeSites::read(kernel), regions, trampolines);
   for (FirstLook *first : fresh)
     first->look(read, now, give_nothing);
+  return false;
 }
 
 } // namespace lararium::detect

@@ -20,7 +20,8 @@ public:
 
   TextMemory();
   // `trampolines` are those of static calls in modules. Nothing is remembered before the kernel has sealed its text.
-  void look(const Scene &scene, const CodeSites &sites, std::span<const linux_guest::ModuleRegion> regions,
+  // Whether all code was compared, and is what it was, but for the places that the kernel changes.
+  bool look(const Scene &scene, const CodeSites &sites, std::span<const linux_guest::ModuleRegion> regions,
             std::span<const Gva> trampolines, const Give &give);
 
 private:

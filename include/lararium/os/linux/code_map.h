@@ -26,6 +26,7 @@ struct CodeRange {
   Gva begin, end;
   CodeOwner owner = CodeOwner::kernel;
   std::string name; // of the module, program or probe; empty for the kernel
+  bool operator==(const CodeRange &) const = default;
 };
 
 // Taken from the kernel's own lists in one look. Code that is in none of them has no owner, and that is the point.
