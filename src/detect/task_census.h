@@ -1,0 +1,30 @@
+// The tasks that each of the kernel's records of them has: who hides leaves some and needs others.
+#pragma once
+
+#include "lararium/os/linux/kernel.h"
+
+#include <cstdint>
+#include <map>
+
+namespace lararium::detect {
+
+enum TaskSource : std::uint8_t { task_list, pid_table, current_task, run_queue, control_groups, task_source_count };
+inline constexpr const char *task_source_names[] = {"the list of tasks", "the table of pids", "the CPUs' current tasks",
+                                                    "the run queues", "the control groups"};
+
+struct SeenTask {
+  std::int32_t pid = 0, tgid = 0;
+  std::uint8_t in = 0; // bits of TaskSource
+};
+
+struct TaskCensus {
+  std::map<Gva, SeenTask> tasks;         // threads too
+  bool complete[task_source_count] = {}; // false: what is missing in that record says nothing
+};
+
+[[nodiscard]] Result<TaskCensus> take_task_census(const linux_guest::Kernel &kernel);
+
+// Whether a task neither ended nor is about to.
+[[nodiscard]] bool is_alive(const linux_guest::Kernel &kernel, Gva task);
+
+} // namespace lararium::detect
