@@ -23,6 +23,7 @@ using linux_guest::TaskEntry;
 constexpr std::size_t ring_limit = 1024;         // of one task
 constexpr std::uint64_t slot_limit = 1 << 15;    // IORING_MAX_FIXED_FILES of before 5.18; more are not looked at
 constexpr std::uint64_t ring_is_polled = 1 << 1; // IORING_SETUP_SQPOLL, uapi/linux/io_uring.h
+constexpr std::uint64_t files_per_table = 512;   // IORING_MAX_FILES_TABLE
 constexpr std::uint64_t pointer_mask = ~std::uint64_t{7}; // flags of a fixed file
 constexpr std::uint32_t mode_mask = 0170000, mode_socket = 0140000;
 
@@ -31,10 +32,12 @@ struct Layout {
   std::optional<FieldLocation> node_context; // 5.12, 13bf43f5f473
   std::optional<FieldLocation> file_private; // before: the ring's file
   std::optional<FieldLocation> flags, rings, head;
-  std::optional<FieldLocation> file_count, files;            // until 6.12
-  std::optional<FieldLocation> nodes, node_count, node_file; // since 6.13 (b54a14041ee6)
+  std::optional<FieldLocation> file_count, files;              // until 6.12
+  std::optional<FieldLocation> nodes, node_count, node_file;   // since 6.13 (b54a14041ee6)
+  std::optional<FieldLocation> file_data, tables, table_files; // until 5.11
   std::optional<FieldLocation> fixed_file;
-  std::uint64_t fixed_file_size = 0;
+  std::uint64_t fixed_file_size = 0, table_size = 0;
+  bool files_in_arrays = false;
   std::optional<FieldLocation> inode, mode;
   std::optional<FieldLocation> reads, writes, signal, dead_reads, dead_writes;
 
@@ -52,11 +55,18 @@ struct Layout {
     f.node_count = layout.optional("io_ring_ctx", "file_table.data.nr");
     f.node_file = layout.optional("io_rsrc_node", "file_ptr");
     f.file_count = layout.optional("io_ring_ctx", "nr_user_files");
-    // One array of files since 5.16 (042b0d85eabb), before that an array of arrays, which is left out.
-    if (layout.optional("io_file_table", "bitmap"))
-      f.files = layout.optional("io_ring_ctx", "file_table.files");
+    f.file_data = layout.optional("io_ring_ctx", "file_data");
+    f.tables = layout.optional("fixed_file_data", "table");
+    f.table_files = layout.optional("fixed_file_table", "files");
+    // An array of files since 5.15 (0bea96f59ba4), which came to 5.10.y too; from 5.12 an array of such arrays.
+    f.files = layout.optional("io_ring_ctx", "file_table.files");
+    if (f.files)
+      if (const auto pointer = kernel.types().info(f.files->type); pointer && pointer->kind == TypeKind::pointer)
+        if (const auto target = kernel.types().info(pointer->target))
+          f.files_in_arrays = target->kind == TypeKind::pointer;
     f.fixed_file = layout.optional("io_fixed_file", "file_ptr");
     f.fixed_file_size = kernel.types().size_of("io_fixed_file").value_or(0);
+    f.table_size = kernel.types().size_of("fixed_file_table").value_or(0);
     f.inode = layout.optional("file", "f_inode");
     f.mode = layout.optional("inode", "i_mode");
     f.reads = layout.optional("task_struct", "ioac.syscr");
@@ -140,25 +150,41 @@ private:
   static std::vector<Gva> fixed_files(const Kernel &kernel, const Layout &f, Gva ring) {
     std::vector<Gva> result;
     const bool nodes = f.nodes && f.node_count && f.node_file;
-    if (!nodes && (!f.files || !f.file_count || !f.fixed_file || f.fixed_file_size == 0))
+    const auto count_member = nodes ? f.node_count : f.file_count;
+    if (!count_member)
       return result;
-    const auto table = kernel.read_pointer(ring, nodes ? *f.nodes : *f.files);
-    const std::uint64_t length = kernel.read_field(ring, nodes ? *f.node_count : *f.file_count).value_or(0);
-    if (!table || !kernel.is_kernel_address(*table))
-      return result;
-    for (std::uint64_t i = 0; i < std::min(length, slot_limit); ++i) {
-      Gva slot = *table + i * f.fixed_file_size;
-      if (nodes) {
-        const auto node = kernel.read_pointer(*table + 8 * i);
-        if (!node || !kernel.is_kernel_address(*node))
-          continue;
-        slot = *node;
-      }
-      const auto file = kernel.read_pointer(slot, nodes ? *f.node_file : *f.fixed_file);
+    const std::uint64_t length = std::min(kernel.read_field(ring, *count_member).value_or(0), slot_limit);
+    for (std::uint64_t i = 0; i < length; ++i) {
+      const auto file = fixed_file(kernel, f, ring, nodes, i);
       if (const Gva address{file.value_or(Gva{}).value & pointer_mask}; kernel.is_kernel_address(address))
         result.push_back(address);
     }
     return result;
+  }
+
+  static std::optional<Gva> fixed_file(const Kernel &kernel, const Layout &f, Gva ring, bool nodes, std::uint64_t i) {
+    const auto follow = [&](Gva object, const std::optional<FieldLocation> &member) -> std::optional<Gva> {
+      const auto target = member ? kernel.read_pointer(object, *member) : std::nullopt;
+      return target && kernel.is_kernel_address(*target) ? target : std::nullopt;
+    };
+    if (nodes) {
+      const auto table = follow(ring, f.nodes);
+      const auto node = table ? kernel.read_pointer(*table + 8 * i) : std::nullopt;
+      return node && kernel.is_kernel_address(*node) ? kernel.read_pointer(*node, *f.node_file) : std::nullopt;
+    }
+    if (f.files && f.fixed_file && f.fixed_file_size != 0) {
+      auto table = follow(ring, f.files);
+      if (table && f.files_in_arrays)
+        table = kernel.read_pointer(*table + 8 * (i / files_per_table));
+      const std::uint64_t index = f.files_in_arrays ? i % files_per_table : i;
+      return table && kernel.is_kernel_address(*table)
+                 ? kernel.read_pointer(*table + index * f.fixed_file_size, *f.fixed_file)
+                 : std::nullopt;
+    }
+    const auto data = follow(ring, f.file_data);
+    const auto tables = data ? follow(*data, f.tables) : std::nullopt;
+    const auto files = tables ? follow(*tables + i / files_per_table * f.table_size, f.table_files) : std::nullopt;
+    return files ? kernel.read_pointer(*files + 8 * (i % files_per_table)) : std::nullopt;
   }
 
   static bool is_socket(const Kernel &kernel, const Layout &f, Gva file) {
@@ -214,7 +240,8 @@ LARARIUM_CHECK(
     "Finds the rings of every process from its threads, also those that no descriptor leads to any more. Reports a "
     "process that gave its rings more requests than it made reads and writes by system call, or whose ring the kernel "
     "polls (low: databases and web servers do so), and sockets that lie in a ring's own table and in no descriptor "
-    "(medium; from 5.16 on). What the requests were is not kept by the kernel.")
+    "(medium). What the requests were is not kept by the "
+    "kernel.")
 
 } // namespace
 } // namespace lararium::detect
