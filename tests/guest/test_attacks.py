@@ -253,6 +253,16 @@ class Attacks(harness.GuestTest):
                 break
         self.assertEqual(left, [], "findings after the attack was taken back")
 
+    def test_severity_leaves_lesser_findings_out(self):
+        job = self.guest.start("workload raw")
+        try:
+            self.assertEqual([finding["severity"] for finding in self.findings("sockets")], ["low"])
+            graver = harness.run_lararium("check", self.guest.pid, "--only", "sockets", "--severity", "medium", "--json",
+                                          cache=self.cache.name)
+            self.assertEqual(json.loads(graver.stdout)["items"], [])
+        finally:
+            job.stop()
+
     @classmethod
     def print_table(cls):
         if not cls.rows:

@@ -1,9 +1,11 @@
+#include "../ask_guest.h"
 #include "../context.h"
 #include "../exit_codes.h"
 #include "../record_output.h"
 #include "../table.h"
 #include "../text.h"
 
+#include "lararium/detect/lies.h"
 #include "lararium/detect/runner.h"
 
 #include <algorithm>
@@ -24,18 +26,37 @@ public:
     syntax.flag("-l,--list", "what each check compares with what, and what it cannot see; looks at no VM", list_);
     syntax.option("--only", "CHECKS", "only these, separated by commas", only_);
     syntax.option("--skip", "CHECKS", "not these", skip_);
+    syntax.option("--severity", "LEAST", "only findings at least as grave; low ones mean something with other evidence",
+                  severity_, {"low", "medium", "high", "critical"});
     syntax.option(
         "--reference", "FILE",
         "vmlinuz or vmlinux of the guest's kernel, from its package: its code and read-only data are compared "
         "with it",
         reference_);
+    syntax.option(
+        "--lies-command", "COMMAND",
+        "instead, compares what the guest says of itself: a shell command that runs its input in the guest as "
+        "root, such as 'ssh root@guest sh -s'",
+        lies_command_);
+    syntax.option("--lies", "FILE",
+                  "the same with an answer that is in a file, or comes there within two minutes; - is standard input",
+                  lies_);
+    syntax.flag("--lies-script", "prints what the guest has to run for --lies; looks at no VM", lies_script_);
   }
 
   Result<void> run(Context &context) override {
     if (list_)
       return print_list(context);
+    if (lies_script_) {
+      context.out.buffer() += detect::answer_script();
+      return {};
+    }
     TRY_ASSIGN(Target *const target, context.target());
+    if (lies_command_ && (context.paused() || target->identity.kind == TargetKind::dump))
+      return fail(ErrorCode::usage, "only a VM that runs can be asked by --lies-command");
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
+    if (lies_ || lies_command_)
+      return look_for_lies(context, *target, *guest);
     TRY_ASSIGN(auto runner, detect::Runner::create(*target, *guest,
                                                    {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
     std::optional<KernelFile> reference;
@@ -47,18 +68,28 @@ public:
     if (context.paused() || target->identity.kind == TargetKind::dump)
       runner.looks = 1;
     const auto begin = std::chrono::steady_clock::now();
-    TRY_ASSIGN(const auto outcomes, runner.run());
+    TRY_ASSIGN(auto outcomes, runner.run());
     const auto took = std::chrono::steady_clock::now() - begin;
     TRY(context.release_pause());
-    std::size_t found = 0;
-    for (const Outcome &outcome : outcomes)
+    return report(context, std::move(outcomes), took);
+  }
+
+private:
+  Result<void> report(Context &context, std::vector<Outcome> outcomes, std::chrono::nanoseconds took) const {
+    std::size_t found = 0, below = 0;
+    for (Outcome &outcome : outcomes) {
+      below += std::erase_if(outcome.findings, [&](const Finding &finding) {
+        return severity_ && finding.severity < severity_named(*severity_);
+      });
       found += outcome.findings.size() + outcome.left_out;
+    }
+    if (below != 0)
+      context.detail(fmt::format("{} findings are less grave than {}", below, *severity_));
     if (found != 0)
       context.exit_code = exit_findings;
     return context.options.json ? print_json(context, outcomes) : print(context, outcomes, found, took);
   }
 
-private:
   static Result<KernelFile> open_reference(const std::string &path, OperatingSystem &guest) {
     auto file = KernelFile::open(path);
     if (!file) {
@@ -70,6 +101,53 @@ private:
       return fail(ErrorCode::usage, fmt::format("{} is another kernel: its build id is {}, that of the guest's is {}",
                                                 visible(path), file->build_id().hex(), info.build_id));
     return file;
+  }
+
+  // A guest that is asked by a command is asked again while it lies: what is not told each time was a race.
+  Result<void> look_for_lies(Context &context, const Target &target, OperatingSystem &guest) {
+    static constexpr CheckEntry entry{"lies", "T1014 T1564.001", "what the guest says of itself", "", nullptr};
+    AskLimits limits;
+    limits.bytes = detect::answer_limit;
+    const unsigned asked = lies_command_ ? 3 : 1;
+    const auto begin = std::chrono::steady_clock::now();
+    detect::LieDetector detector(target, guest);
+    detect::Agreement agreement(asked);
+    Outcome outcome;
+    outcome.check = &entry;
+    bool is_settled = false;
+    for (unsigned round = 0; round < asked && !is_settled; ++round) {
+      TRY(detector.look_before());
+      std::string text;
+      if (lies_command_) {
+        TRY_ASSIGN(text, ask_by_command(*lies_command_, detect::answer_script(), limits));
+      } else {
+        if (!has_whole_answer(*lies_, detect::is_whole_answer, limits))
+          detector.wait_for_clock();
+        TRY_ASSIGN(text, read_answer(*lies_, detect::is_whole_answer, limits));
+      }
+      TRY_ASSIGN(const auto answer, detect::parse_answer(text));
+      detect::Findings findings;
+      TRY_ASSIGN(const auto time, detector.compare(answer, lies_command_.has_value(), findings));
+      if (time == detect::AnswerTime::earlier)
+        context.note("the answer is older than this look: only processes that are older still were compared");
+      outcome.left_out = findings.left_out();
+      is_settled = agreement.take({}, std::move(findings.items()));
+    }
+    outcome.findings = std::move(agreement.findings());
+    outcome.looks = agreement.taken();
+    outcome.took = std::chrono::steady_clock::now() - begin;
+    TRY(context.release_pause());
+    const auto took = outcome.took;
+    std::vector<Outcome> outcomes;
+    outcomes.push_back(std::move(outcome));
+    return report(context, std::move(outcomes), took);
+  }
+
+  static Severity severity_named(std::string_view name) {
+    for (const Severity severity : {Severity::low, Severity::medium, Severity::high})
+      if (lararium::name_of(severity) == name)
+        return severity;
+    return Severity::critical;
   }
 
   static Result<void> print_list(Context &context) {
@@ -166,8 +244,8 @@ private:
     return {};
   }
 
-  bool list_ = false;
-  std::optional<std::string> only_, skip_, reference_;
+  bool list_ = false, lies_script_ = false;
+  std::optional<std::string> only_, skip_, reference_, severity_, lies_, lies_command_;
 };
 
 LARARIUM_COMMAND(CheckCommand, "check", security, vm, "looks for signs of tampering and intrusion")
