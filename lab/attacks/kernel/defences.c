@@ -4,6 +4,7 @@
 
 #include <linux/jump_label.h>
 #include <linux/lsm_hooks.h>
+#include <linux/smp.h>
 #include <linux/static_call.h>
 #include <linux/string.h>
 
@@ -196,6 +197,26 @@ static void record_off(void)
 	patch_revert(&record);
 }
 
+// Every CPU may write to read-only pages; nothing does.
+static void set_write_protection(void *on)
+{
+	unsigned long value;
+	asm volatile("mov %%cr0, %0" : "=r"(value));
+	value = on ? value | X86_CR0_WP : value & ~(unsigned long)X86_CR0_WP;
+	asm volatile("mov %0, %%cr0" : : "r"(value) : "memory");
+}
+
+static int write_protection_on(const char *argument)
+{
+	on_each_cpu(set_write_protection, NULL, 1);
+	return 0;
+}
+
+static void write_protection_off(void)
+{
+	on_each_cpu(set_write_protection, (void *)1, 1);
+}
+
 struct attack attack_defences[] = {
 	{"lsm_hook_removed", lsm_remove_on, lsm_remove_off},
 	{"lsm_hook_replaced", lsm_replace_on, lsm_replace_off},
@@ -206,5 +227,6 @@ struct attack attack_defences[] = {
 	{"audit_off", audit_on, audit_off},
 	{"taint_reset", taint_on, taint_off},
 	{"log_record_changed", record_on, record_off},
+	{"write_protection_off", write_protection_on, write_protection_off},
 	{},
 };
