@@ -46,6 +46,7 @@
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -652,6 +653,157 @@ static int do_container(void)
 	return wait_forever();
 }
 
+// --- Lawful ways to be somebody else
+
+// Goes on as the command that follows UID, as that user: its program is started anew.
+static void run_as(uid_t uid, const char *path, const char *command)
+{
+	char *const line[] = {(char *)path, (char *)command, NULL};
+	CHECK(setgroups(0, NULL));
+	CHECK(setresgid(uid, uid, uid));
+	CHECK(setresuid(uid, uid, uid));
+	CHECK(execv(path, line));
+}
+
+static int do_as(void)
+{
+	run_as(number(0, 1000), "/bin/workload", arg(1, "sleep"));
+	return 1;
+}
+
+// As a user who makes a user namespace, and starts a program in it.
+static int do_own_namespace(void)
+{
+	uid_t uid = number(0, 1000);
+	char text[64];
+	char *const line[] = {"workload", "sleep", NULL};
+	CHECK(setgroups(0, NULL));
+	CHECK(setresgid(uid, uid, uid));
+	CHECK(setresuid(uid, uid, uid));
+	prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); // or its files in /proc would not be its own
+	CHECK(unshare(CLONE_NEWUSER));
+	write_file("/proc/self/setgroups", "deny");
+	snprintf(text, sizeof text, "0 %u 1\n", uid);
+	write_file("/proc/self/uid_map", text);
+	write_file("/proc/self/gid_map", text);
+	CHECK(execv("/bin/workload", line));
+	return 1;
+}
+
+static void set_capabilities(uint32_t permitted, uint32_t inheritable)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2] = {{permitted, permitted, inheritable}, {0}};
+	CHECK(syscall(SYS_capset, &header, data));
+}
+
+static void become_with(uid_t uid, uint32_t permitted, uint32_t inheritable)
+{
+	CHECK(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0));
+	CHECK(setresuid(uid, uid, uid));
+	set_capabilities(permitted, inheritable);
+	CHECK(prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0));
+}
+
+// What sudo does, once it runs from its setuid file.
+static int do_become_root(void)
+{
+	CHECK(setresgid(0, 0, 0));
+	CHECK(setresuid(0, 0, 0));
+	if (fork_child() == 0) {
+		execl("/bin/workload", "workload", "sleep", (char *)NULL);
+		_exit(127);
+	}
+	return wait_forever();
+}
+
+static void *thread_as_user(void *unused)
+{
+	CHECK(syscall(SYS_setresuid, 1000, 1000, 1000)); // of this thread alone
+	wait_forever();
+	return unused;
+}
+
+// Copies this program to PATH, with MODE and, as `setcap cap_net_raw+ep` does, a capability.
+static int special_copy(const char *path, mode_t mode, int with_capability)
+{
+	const struct vfs_cap_data data = {.magic_etc = VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE,
+					  .data = {{.permitted = 1u << CAP_NET_RAW}}};
+	int fd = CHECK(open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755));
+	int result = 0;
+	copy_self(fd);
+	CHECK(fchmod(fd, mode));
+	if (with_capability)
+		result = fsetxattr(fd, "security.capability", &data, XATTR_CAPS_SZ_2, 0);
+	close(fd);
+	return result;
+}
+
+// A process for each lawful way to change what one may do. Those that start a privileged program outlive this one, but
+// not its process group.
+static int do_credentials(void)
+{
+	static const char *const setuid_copy = "/tmp/workload.setuid", *const capable_copy = "/dev/shm/workload.capable";
+	const int churn = !strcmp(arg(0, ""), "storm");
+	int has_capable;
+	pthread_t thread;
+	special_copy(setuid_copy, 04755, 0);
+	has_capable = !special_copy(capable_copy, 0755, 1);
+	if (fork_child() == 0) { // a daemon that acts as a user now and then
+		for (;;) {
+			CHECK(seteuid(1000));
+			usleep(1000);
+			CHECK(seteuid(0));
+		}
+	}
+	if (fork_child() == 0)
+		run_as(1000, setuid_copy, "sleep");
+	if (fork_child() == 0)
+		run_as(1000, setuid_copy, "become_root");
+	if (has_capable && fork_child() == 0)
+		run_as(1000, capable_copy, "sleep");
+	if (fork_child() == 0) { // a daemon that binds to a low port as a user
+		become_with(1000, 1u << CAP_NET_BIND_SERVICE, 0);
+		wait_forever();
+	}
+	if (fork_child() == 0) { // ambient capabilities, as service managers give
+		become_with(1000, 1u << CAP_NET_RAW, 1u << CAP_NET_RAW);
+		CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_RAW, 0, 0));
+		execl("/proc/self/exe", "workload", "sleep", (char *)NULL);
+		_exit(127);
+	}
+	pid_t inside = fork_child();
+	if (inside == 0) {
+		freopen("/dev/null", "w", stdout);
+		do_own_namespace();
+	}
+	usleep(200000);
+	if (fork_child() == 0) { // as nsenter does
+		char path[64];
+		snprintf(path, sizeof path, "/proc/%d/ns/user", inside);
+		int fd = CHECK(open(path, O_RDONLY | O_CLOEXEC));
+		CHECK(setns(fd, CLONE_NEWUSER));
+		wait_forever();
+	}
+	CHECK(pthread_create(&thread, NULL, thread_as_user, NULL) ? -1 : 0);
+	say_ready("capable=%d", has_capable);
+	while (churn) { // programs that gain, and programs in new namespaces, again and again
+		if (fork_child() == 0)
+			run_as(1000, setuid_copy, "true");
+		if (fork_child() == 0)
+			run_as(1000, has_capable ? capable_copy : setuid_copy, "true");
+		if (fork_child() == 0) {
+			CHECK(setresuid(1000, 1000, 1000));
+			CHECK(unshare(CLONE_NEWUSER));
+			execl("/proc/self/exe", "workload", "true", (char *)NULL);
+			_exit(127);
+		}
+		for (int count = 0; count < 3; count++)
+			wait(NULL);
+	}
+	return wait_forever();
+}
+
 static int do_spin(void)
 {
 	long count = number(0, 1);
@@ -922,6 +1074,10 @@ static const struct {
 	{"setuid", do_setuid, "[UID]: another user and groups"},
 	{"capabilities", do_capabilities, ": only CAP_NET_RAW, no_new_privs, a seccomp filter"},
 	{"container", do_container, "[ID]: a child in namespaces and a container's control group"},
+	{"as", do_as, "[UID] [COMMAND]: another user, then a program started by it"},
+	{"own_namespace", do_own_namespace, "[UID]: a user's own user namespace, and a program started in it"},
+	{"become_root", do_become_root, ": from a setuid file: user 0, and a program started by it"},
+	{"credentials", do_credentials, "[storm]: each lawful way to change what one may do"},
 	{"spin", do_spin, "[COUNT]: uses up CPU time"},
 	{"exec", do_exec, "[COUNT] [MICROSECONDS]: starts numbered programs"},
 	{"storm", do_storm, "[COUNT]: makes processes as fast as it can"},

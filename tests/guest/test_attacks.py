@@ -47,10 +47,10 @@ def both(name, check, pattern, **options):
     return [technique(name, check, pattern, argument, **options) for argument in ("orphan", "module")]
 
 
-def process(name, check, pattern, **options):
+def process(name, check, pattern, command="workload setuid 1000", label="", **options):
     """A technique that is about a process: one that belongs to an ordinary user."""
     def begin(test):
-        job = test.guest.start("workload setuid 1000")
+        job = test.guest.start(command)
         try:
             test.attacker.on(name, str(job.pid))
         except BaseException:
@@ -61,7 +61,7 @@ def process(name, check, pattern, **options):
             test.attacker.off(name)
             job.stop()
         return end
-    return Attack(name, check, pattern, begin, **options)
+    return Attack(f"{name}.{label}" if label else name, check, pattern, begin, **options)
 
 
 def opened(name, check, pattern, argument, **options):
@@ -103,6 +103,8 @@ def hardened(name, setting, value, check, pattern, **options):
 
 
 FIRST_LOOK = "one look does not know what was there before"
+ORDINARY = "workload as 1000 sleep"
+CONTAINED = "workload own_namespace"
 ATTACKS = [
     # the way into the kernel
     *both("syscall_table", "system_calls", r"sys_call_table\[62\]"),
@@ -174,11 +176,18 @@ ATTACKS = [
     technique("ftrace_off", "defences", r"ftrace", ""),
     technique("ftrace_killed", "defences", r"ftrace", ""),
     technique("taint_reset", "defences", r"taint", ""),
+    technique("write_protection_off", "defences", r"CR0\.WP", ""),
     technique("log_record_changed", "defences", r"log", "", unseen=FIRST_LOOK),
     # credentials
     process("credentials_shared", "credentials", r"workload"),
     process("credentials_uid", "credentials", r"workload"),
-    process("credentials_capabilities", "credentials", r"workload"),
+    process("credentials_capabilities", "credentials", r"workload.*every capability"),
+    process("credentials_uid", "credentials", r"workload", ORDINARY, "ordinary"),
+    process("credentials_euid", "credentials", r"workload.*is user 0, but", ORDINARY, "ordinary"),
+    process("credentials_capabilities", "credentials", r"workload.*has capabilities, but", ORDINARY, "ordinary"),
+    process("credentials_granted", "credentials", r"workload.*is user 0, but", ORDINARY, "ordinary"),
+    process("credentials_granted", "credentials", r"workload.*escaped", CONTAINED, "contained"),
+    process("credentials_namespace", "credentials", r"workload.*(escaped|namespace)", CONTAINED, "contained"),
     # programs
     program("deleted_executable", "workload deleted_exec", "process_memory", r"deleted"),
     program("memfd_executable", "workload memfd_exec", "process_memory", r"memfd"),

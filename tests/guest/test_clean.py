@@ -58,6 +58,7 @@ LOADS = {
                        "mount -o remount,size=100% /dev/shm; mkswap /dev/vda; swapon /dev/vda"),
                "swapoff /dev/vda; rm -f /dev/shm/fill"),
     "bpf": (forever("workload bpf & sleep 1; kill $!; wait; rm -f /sys/fs/bpf/lab_*"), "rm -f /sys/fs/bpf/lab_*"),
+    "credentials": ("workload credentials storm", "rm -f /tmp/workload.setuid /dev/shm/workload.capable"),
     "containers": (forever("workload container & sleep 1; kill $!; wait"), "true"),
 }
 

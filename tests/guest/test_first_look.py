@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What kernel_text remembers of its first look: a changed byte that leads nowhere is found, and only while it is changed;
-what the kernel itself changes in its code is not. Also hooks that are written from outside, so that no tool of the guest
-has a part in them.
+"""What checks remember of their first look. kernel_text: a changed byte that leads nowhere is found, and only while it is
+changed; what the kernel itself changes in its code is not. Also hooks that are written from outside, so that no tool of
+the guest has a part in them. defences: settings that are weaker than they were, and records that the log lost.
 """
 
 import json
@@ -20,7 +20,10 @@ PROGRAM = pathlib.Path(os.environ.get("LARARIUM_LOOK_AGAIN", harness.BINARY.pare
 TRACING = "/sys/kernel/tracing"
 
 
-class FirstLook(harness.GuestTest):
+class Remembering(harness.GuestTest):
+    """CHECK, kept from look to look."""
+
+    CHECK: str
     OPTIONS = {"backend": "memfd", "memory": "512M", "modules": ["dummy"]}
 
     @classmethod
@@ -30,7 +33,7 @@ class FirstLook(harness.GuestTest):
 
     def setUp(self):
         super().setUp()
-        self.program = subprocess.Popen([PROGRAM, str(self.guest.pid), "kernel_text"], text=True, stdin=subprocess.PIPE,
+        self.program = subprocess.Popen([PROGRAM, str(self.guest.pid), self.CHECK], text=True, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE)
         self.addCleanup(self.end)
         self.assertEqual(self.look(), [], "findings at the first look")
@@ -56,6 +59,10 @@ class FirstLook(harness.GuestTest):
         finally:
             self.attacker.off(technique)
         self.assertEqual(self.look(), [], "findings after it was put back")
+
+
+class KernelText(Remembering):
+    CHECK = "kernel_text"
 
     def test_byte_of_the_kernel(self):
         self.carry_out("text_byte", "not what they were")
@@ -115,6 +122,73 @@ class FirstLook(harness.GuestTest):
                     self.assertEqual(self.look(), [])
                 finally:
                     self.guest.qmp("cont")
+
+
+class Defences(Remembering):
+    CHECK = "defences"
+
+    def findings(self):
+        return "\n".join(self.look())
+
+    def test_record_of_the_log(self):
+        self.carry_out("log_record_changed", "kernel's log was changed")
+
+    def test_the_log_grows_and_is_read(self):
+        self.guest.check("dmesg -c >/dev/null; for i in $(seq 2000); do echo line $i of the test >/dev/kmsg; done", 120)
+        self.assertEqual(self.look(), [])
+        self.guest.check("for i in $(seq 20); do echo line $i of the test >/dev/kmsg; done")
+        self.assertEqual(self.look(), [])
+
+    def test_what_the_kernel_never_lowers(self):
+        self.attacker.on("modules_enabled", "lock")
+        self.assertEqual(self.look(), [])
+        self.attacker.off("modules_enabled")
+        self.assertRegex(self.findings(), "modules_disabled went from 1 down to 0.*never")
+        self.attacker.on("modules_enabled", "lock")
+        self.assertEqual(self.look(), [])
+        self.attacker.off("modules_enabled")
+
+    def test_settings_of_an_administrator(self):
+        for path, strong, technique in (("/proc/sys/kernel/kptr_restrict", 2, "kptr_restrict"),
+                                        ("/proc/sys/kernel/dmesg_restrict", 1, None)):
+            with self.subTest(path):
+                before = self.guest.check(f"cat {path}").strip()
+                self.addCleanup(self.guest.check, f"echo {before} >{path}")
+                self.guest.check(f"echo {strong} >{path}")
+                self.assertEqual(self.look(), [])
+                if technique:
+                    self.attacker.on(technique)
+                else:
+                    self.guest.check(f"echo 0 >{path}")
+                self.assertRegex(self.findings(), f"{path.rsplit('/', 1)[1]} went from {strong} down to 0")
+                if technique:
+                    self.attacker.off(technique)
+                else:
+                    self.guest.check(f"echo {strong} >{path}")
+                self.assertEqual(self.look(), [])
+
+
+class Credentials(Remembering):
+    CHECK = "credentials"
+
+    def test_more_in_the_midst_of_a_program(self):
+        job = self.guest.start("workload setuid 1000")
+        self.addCleanup(job.stop)
+        for technique, pattern in (("credentials_euid", "became user 0 from user 1000"),
+                                   ("credentials_capabilities", "capabilities in the midst")):
+            with self.subTest(technique):
+                for _ in range(2):  # one look is not sure yet
+                    self.assertEqual(self.look(), [])
+                self.attacker.on(technique, str(job.pid))
+                self.assertRegex("\n".join(self.look()), pattern)
+                self.attacker.off(technique)
+                self.assertEqual(self.look(), [])
+
+    def test_lawful_changes(self):
+        job = self.guest.start("workload credentials storm")
+        self.addCleanup(self.guest.run, f"kill -KILL -{job.pid}")
+        for _ in range(40):
+            self.assertEqual(self.look(), [])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 #include <linux/pid.h>
 #include <linux/sched.h>
 #include <linux/sched/task.h>
+#include <linux/user_namespace.h>
 
 static struct task_struct *victim;
 static const struct cred *old_subjective, *old_objective;
@@ -68,6 +69,17 @@ static int uid_on(const char *argument)
 	return 0;
 }
 
+// The real user stays, so that what the kernel counts for each user fits.
+static int euid_on(const char *argument)
+{
+	int result = choose(argument);
+	if (result)
+		return result;
+	saved = *own();
+	own()->euid = own()->suid = own()->fsuid = GLOBAL_ROOT_UID;
+	return 0;
+}
+
 static void uid_off(void)
 {
 	own()->uid = saved.uid;
@@ -94,9 +106,58 @@ static void capabilities_off(void)
 	release();
 }
 
+// What `commit_creds(prepare_kernel_cred(...))` gives: whole credentials of their own.
+static struct cred *granted;
+
+static int grant_on(const char *argument)
+{
+	int result = choose(argument);
+	if (result)
+		return result;
+	granted = prepare_kernel_cred(&init_task);
+	if (!granted) {
+		release();
+		return -ENOMEM;
+	}
+	old_subjective = rcu_access_pointer(victim->cred);
+	old_objective = rcu_access_pointer(victim->real_cred);
+	get_cred(granted);
+	rcu_assign_pointer(victim->cred, granted);
+	rcu_assign_pointer(victim->real_cred, granted);
+	return 0;
+}
+
+static void grant_off(void)
+{
+	share_off();
+	synchronize_rcu();
+	put_cred(granted);
+	put_cred(granted);
+}
+
+// Out of its user namespace, with the capabilities that it had there.
+static int namespace_on(const char *argument)
+{
+	int result = choose(argument);
+	if (result)
+		return result;
+	saved = *own();
+	own()->user_ns = &init_user_ns;
+	return 0;
+}
+
+static void namespace_off(void)
+{
+	own()->user_ns = saved.user_ns;
+	release();
+}
+
 struct attack attack_credentials[] = {
 	{"credentials_shared", share_on, share_off},
 	{"credentials_uid", uid_on, uid_off},
+	{"credentials_euid", euid_on, uid_off},
+	{"credentials_granted", grant_on, grant_off},
+	{"credentials_namespace", namespace_on, namespace_off},
 	{"credentials_capabilities", capabilities_on, capabilities_off},
 	{},
 };
