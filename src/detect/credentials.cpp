@@ -88,7 +88,8 @@ public:
     TRY_ASSIGN(const Layout *layout, kernel.layout<Layout>());
     ViewStatus status;
     TRY_ASSIGN(const auto tasks, linux_guest::list_tasks(kernel, true, status));
-    Look look{scene, kernel, *layout, findings, kernel.symbol("init_user_ns").value_or(Gva{}), {}, 0, {}, {}, {}, {}};
+    Look look{scene, kernel, *layout, findings, kernel.symbol("init_user_ns").value_or(Gva{}), {}, 0, {},
+              {},    {},     {},      {}};
     look.first_cred = kernel.symbol("init_cred").value_or(Gva{});
     if (look.first_cred)
       look.all = kernel.read_field(look.first_cred, layout->permitted).value_or(0);
@@ -121,6 +122,7 @@ private:
     std::unordered_map<Gva, std::size_t> owner; // the first task that has these credentials
     std::unordered_map<Gva, std::optional<Start>> starts;
     Memory remembered;
+    Finding left_out;
 
     void see(const linux_guest::TaskEntry &entry) {
       const auto real = kernel.read_pointer(entry.task, f.real_cred),
@@ -134,7 +136,12 @@ private:
     }
 
     Finding &add(const Subject &subject, std::string_view kind, Severity severity, const char *technique,
-                 std::string sentence) const {
+                 std::string sentence) {
+      if (findings.is_full()) { // no more words about a guest that lies about every task
+        findings.leave_out();
+        left_out = {};
+        return left_out;
+      }
       const std::string comm = linux_guest::task_comm(kernel, subject.entry.task);
       Finding &finding =
           findings.add({.subject = fmt::format("pid {} {}", subject.entry.pid, kind),
@@ -168,7 +175,7 @@ private:
 
     // Threads of one process share credentials, processes never do: fork() copies them. What a task acts by for a
     // moment (override_creds) can be anybody's, which is why only another's that lasts and that gives more is told.
-    void look_at_sharing(const Subject &subject) const {
+    void look_at_sharing(const Subject &subject) {
       const auto first = owner.find(subject.real);
       if (subject.real == first_cred && !subject.kernel_thread) {
         add(subject, "shares", Severity::critical, "T1068", "has the credentials of the kernel's first task");
@@ -216,7 +223,7 @@ private:
     }
 
     // The kernel counts what each user has: the credentials name the counters of their own user and namespace.
-    void look_beside(const Subject &subject, const CredentialSet &now) const {
+    void look_beside(const Subject &subject, const CredentialSet &now) {
       const auto user = kernel.read_pointer(subject.real, f.user);
       const auto counted = user && f.user_uid ? kernel.read_field(*user, *f.user_uid) : std::nullopt;
       if (counted && *counted != now.uid)
@@ -259,7 +266,7 @@ private:
 
     // A process can go down into a user namespace and never up: it stays within the one that its program was started
     // in.
-    bool look_at_namespace(const Subject &subject, const CredentialSet &now) const {
+    bool look_at_namespace(const Subject &subject, const CredentialSet &now) {
       if (!first_namespace || !f.parent_namespace)
         return true;
       if (!is_within(now.user_namespace, first_namespace)) {

@@ -193,6 +193,8 @@ private:
     }
     in_use_.insert(*element);
     look_at_function(*element, name);
+    if (findings_.is_full())
+      return;
     const auto registered = kernel_.read_pointer(*element, *f_.function);
     const std::string owner = f_.module_of(kernel_, *element);
     if (static_cast<std::int32_t>(*enabled) == 0)
@@ -229,6 +231,8 @@ private:
       return;
     const std::string subject = fmt::format("{} at {:#x}", name, element.value);
     if (scene_.holder_of(element) != "kernel") {
+      if (is_enough())
+        return;
       add(subject,
           fmt::format("a security hook for {} was put in from {}, outside of the kernel's image, and leads to {}", name,
                       scene_.describe(element), scene_.describe(*function)),
@@ -237,14 +241,24 @@ private:
       return;
     }
     const CodeRange *range = scene_.code().find(*function);
-    const auto symbol = scene_.system().symbolize(*function);
-    if (range == nullptr || range->owner != CodeOwner::kernel || !symbol || symbol->second != 0)
-      add(subject,
-          fmt::format("the security hook {} of {} leads to {}, which is no function of the kernel's image", name,
-                      f_.module_of(kernel_, element), scene_.describe(*function)),
-          element)
-          .with("found", *function)
-          .with("owner", std::string(range != nullptr ? name_of(range->owner) : "nobody"));
+    if (range != nullptr && range->owner == CodeOwner::kernel)
+      if (const auto symbol = scene_.system().symbolize(*function); symbol && symbol->second == 0)
+        return;
+    if (is_enough())
+      return;
+    add(subject,
+        fmt::format("the security hook {} of {} leads to {}, which is no function of the kernel's image", name,
+                    f_.module_of(kernel_, element), scene_.describe(*function)),
+        element)
+        .with("found", *function)
+        .with("owner", std::string(range != nullptr ? name_of(range->owner) : "nobody"));
+  }
+
+  // To put a lie into words costs more than to meet it: what is too much is only counted.
+  bool is_enough() {
+    if (findings_.is_full())
+      findings_.leave_out();
+    return findings_.is_full();
   }
 
   void look_at_array(const HookLayout::Array &array) {
@@ -561,6 +575,10 @@ private:
     if (!view || view->status.raced || view->status.truncated)
       return;
     for (const LogMemory::Loss &loss : log_.look(view->items)) {
+      if (findings.is_full()) {
+        findings.leave_out();
+        continue;
+      }
       const char *what = "was changed";
       std::string sentence;
       if (loss.kind == LogMemory::Loss::Kind::emptied) {
