@@ -28,8 +28,9 @@ constexpr std::size_t file_system_limit = 1 << 14, file_limit = 1 << 18;
 constexpr std::uint64_t type_mask = 0170000, folder_type = 0040000, file_type = 0100000, link_type = 0120000;
 constexpr std::uint64_t inode_part_limit = 1024;
 
-// Here modules of every origin make files with operations of theirs.
-constexpr std::array shared_file_systems = {"debugfs", "tracefs", "securityfs", "configfs"};
+// Here modules of every origin make files with operations of theirs; those of anon_inodefs are regular ones in newer
+// kernels.
+constexpr std::array shared_file_systems = {"debugfs", "tracefs", "securityfs", "configfs", "anon_inodefs"};
 
 struct Layout {
   FieldLocation super_list, super_type, super_operations, super_root, super_inodes;
