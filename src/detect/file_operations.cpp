@@ -22,8 +22,8 @@ using linux_guest::Kernel;
 using linux_guest::LayoutResolver;
 
 // A server's cache can hold millions of inodes. Of each file system the oldest are looked at (its root, what was there
-// at boot), and the newest.
-constexpr std::size_t inode_limit = 1 << 18, old_inodes = 1 << 16, new_inodes = 1 << 14;
+// at boot), and the newest. An inode takes about a microsecond.
+constexpr std::size_t inode_limit = 1 << 17, old_inodes = 1 << 15, new_inodes = 1 << 13;
 constexpr std::size_t file_system_limit = 1 << 14, file_limit = 1 << 18;
 constexpr std::uint64_t type_mask = 0170000, folder_type = 0040000, file_type = 0100000, link_type = 0120000;
 constexpr std::uint64_t inode_part_limit = 1024;
@@ -290,7 +290,7 @@ LARARIUM_CHECK(
     "The tables of operations of every inode and open file in memory are judged by where they lie: the kernel's "
     "own must lead into the kernel, and none may lie in allocated memory. Those of files, folders and links "
     "must be of the kernel, of its modules, or of the module that brings the file system. Of a file system "
-    "with more than 80,000 inodes in memory those in between are not seen.")
+    "with more than 40,000 inodes in memory those in between are not seen.")
 
 } // namespace
 } // namespace lararium::detect
