@@ -227,14 +227,14 @@ class Attacks(harness.GuestTest):
         if self.guest.run("true", timeout=30).code:
             self.fail("the guest does not answer")
 
-    def findings(self, attack):
-        reference = ["--reference", self.guest.kernel.image] if attack.reference else []
-        return self.items("check", "--only", attack.check, *reference, check=False)
+    def findings(self, check, reference=False):
+        reference = ["--reference", self.guest.kernel.image] if reference else []
+        return self.items("check", "--only", check, *reference, check=False)
 
     def carry_out(self, attack):
         if attack.check not in self.checks:
             self.skipTest(f"there is no check {attack.check}")
-        self.assertEqual(self.findings(attack), [], "findings before the attack")
+        self.assertEqual(self.findings(attack.check, attack.reference), [], "findings before the attack")
         began = time.monotonic()
         try:
             end = attack.begin(self)
@@ -242,7 +242,7 @@ class Attacks(harness.GuestTest):
             self.skipTest(str(error))
         try:
             for _ in range(LOOKS):
-                findings = self.findings(attack)
+                findings = self.findings(attack.check, attack.reference)
                 milliseconds = (time.monotonic() - began) * 1000
                 matching = [finding for finding in findings
                             if re.search(attack.pattern, f"{finding['subject']} {finding['sentence']}")]
@@ -257,7 +257,7 @@ class Attacks(harness.GuestTest):
             self.skipTest(f"not found: {attack.unseen}")
         self.assertTrue(matching, f"not found; the check says {[f['sentence'] for f in findings]}")
         for _ in range(LOOKS):
-            left = self.findings(attack)
+            left = self.findings(attack.check, attack.reference)
             if not left:
                 break
         self.assertEqual(left, [], "findings after the attack was taken back")
