@@ -7,7 +7,7 @@ from . import initrd, modules, paths
 from .errors import LabError
 from .guest import Guest
 
-PROGRAM = paths.LAB / "attacks" / "user" / "attack_program.c"
+PROGRAMS = ("attack_program", "bpf_program")
 CONTROL = "/proc/lararium_attack"
 MODULE = "lararium_attack"
 
@@ -17,14 +17,16 @@ class Unsupported(LabError):
 
 
 class Attacker:
-    """The simulators in one guest: the module, loaded when this is made, and /tmp/attack_program.
+    """The simulators in one guest: the module, loaded when this is made, and in /tmp its programs.
 
     stop() takes all that the module did back and unloads it.
     """
 
     def __init__(self, guest: Guest):
         self.guest = guest
-        guest.put(initrd.compile_program(PROGRAM).read_bytes(), "/tmp/attack_program", mode=0o755)
+        for name in PROGRAMS:
+            source = paths.LAB / "attacks" / "user" / f"{name}.c"
+            guest.put(initrd.compile_program(source).read_bytes(), f"/tmp/{name}", mode=0o755)
         path = f"/tmp/{MODULE}.ko"
         guest.put(modules.build(guest.kernel, MODULE).read_bytes(), path)
         self.lookup = guest.check("awk '$3 == \"kallsyms_lookup_name\" { print $1; exit }' /proc/kallsyms").strip()

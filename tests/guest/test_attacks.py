@@ -17,6 +17,7 @@ import typing
 import harness
 
 from lab.attack import CONTROL, Attacker, Unsupported
+from lab.errors import LabError
 
 CHOSEN = re.compile(os.environ.get("LARARIUM_ATTACKS", ""))
 TABLE = os.environ.get("LARARIUM_ATTACK_TABLE")
@@ -86,6 +87,27 @@ def program(name, command, check, pattern, afterwards="true", **options):
             test.guest.check(afterwards)
         return end
     return Attack(name, check, pattern, begin, **options)
+
+
+def bpf(command, pattern, name="", afterwards="true"):
+    """A BPF program; with NAME a technique is carried out on it."""
+    def begin(test):
+        try:
+            job = test.guest.start(f"/tmp/bpf_program {command}")
+        except LabError as error:
+            if re.search(r"bpf_program: (not loaded|not attached|the kernel has no)", str(error)):
+                raise Unsupported(f"{harness.KERNEL} does not have it: {error}") from error
+            raise
+        if name:
+            test.attacker.on(name, job.ready["id"])
+
+        def end():
+            if name:
+                test.attacker.off(name)
+            job.stop()
+            test.guest.check(afterwards)
+        return end
+    return Attack(name or f"bpf_{command}", "bpf", pattern, begin)
 
 
 def hardened(name, setting, value, check, pattern, **options):
@@ -188,6 +210,14 @@ ATTACKS = [
     process("credentials_granted", "credentials", r"workload.*is user 0, but", ORDINARY, "ordinary"),
     process("credentials_granted", "credentials", r"workload.*escaped", CONTAINED, "contained"),
     process("credentials_namespace", "credentials", r"workload.*(escaped|namespace)", CONTAINED, "contained"),
+    # BPF
+    bpf("write_user", r"getdents64.*writes to the memory"),
+    bpf("modify_return", r"decides what security_settime64 returns"),
+    bpf("link_in_flight", r"link.*no process has it"),
+    bpf("lsm_in_flight", r"decides what the system allows, and no process"),
+    bpf("xdp", r"xdp dummy0.*no process has it", afterwards="/tmp/bpf_program xdp_off"),
+    bpf("plain", r"program.*table of programs: it is hidden", "bpf_hidden"),
+    bpf("plain", r"decides what functions of the kernel return", "bpf_override"),
     # programs
     program("deleted_executable", "workload deleted_exec", "process_memory", r"deleted"),
     program("memfd_executable", "workload memfd_exec", "process_memory", r"memfd"),

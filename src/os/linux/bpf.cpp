@@ -814,7 +814,7 @@ private:
 
   void read_pins() {
     const auto head = kernel_.symbol("super_blocks");
-    const auto program_inode = kernel_.symbol("bpf_prog_iops");
+    const auto program_inode = kernel_.symbol("bpf_prog_iops"), link_inode = kernel_.symbol("bpf_link_iops");
     if (!head || !program_inode || !f_.super_list || !f_.super_type || !f_.super_root || !f_.type_name ||
         !f_.dentry_inode || !f_.inode_private || !f_.inode_operations)
       return;
@@ -824,7 +824,7 @@ private:
       const Gva type = pointer(super, *f_.super_type);
       if (type && text(pointer(type, *f_.type_name)) == "bpf")
         if (const Gva root = pointer(super, *f_.super_root))
-          read_pins_below(root, mount_of(super), *program_inode, budget);
+          read_pins_below(root, mount_of(super), *program_inode, link_inode, budget);
       return budget != 0;
     });
     if (!walk.consistent() || budget == 0) {
@@ -853,19 +853,27 @@ private:
     return found;
   }
 
-  void read_pins_below(Gva root, Gva vfsmount, Gva program_inode, std::size_t &budget) {
+  void read_pins_below(Gva root, Gva vfsmount, Gva program_inode, std::optional<Gva> link_inode, std::size_t &budget) {
     std::vector<std::pair<Gva, std::size_t>> open{{root, 0}};
     while (!open.empty() && budget != 0) {
       const auto [dentry, depth] = open.back();
       open.pop_back();
       --budget;
-      if (const Gva inode = pointer(dentry, *f_.dentry_inode))
-        if (pointer(inode, *f_.inode_operations) == program_inode)
-          if (const Gva pinned = pointer(inode, *f_.inode_private))
-            if (BpfProgram *p = program(pinned); p != nullptr && p->pinned.size() < per_program_limit) {
-              const auto path = vfsmount ? paths_.resolve(vfsmount, dentry) : paths_.within_filesystem(dentry);
-              p->pinned.push_back(path ? path->text : paths_.name_of(dentry));
-            }
+      if (const Gva inode = pointer(dentry, *f_.dentry_inode)) {
+        const Gva operations = pointer(inode, *f_.inode_operations), pinned = pointer(inode, *f_.inode_private);
+        std::vector<std::string> *paths = nullptr;
+        if (pinned && operations == program_inode) {
+          if (BpfProgram *p = program(pinned))
+            paths = &p->pinned;
+        } else if (pinned && operations == link_inode && f_.link_id && f_.link_type && f_.link_program) {
+          if (BpfLink *l = link(pinned))
+            paths = &l->pinned;
+        }
+        if (paths != nullptr && paths->size() < per_program_limit) {
+          const auto path = vfsmount ? paths_.resolve(vfsmount, dentry) : paths_.within_filesystem(dentry);
+          paths->push_back(path ? path->text : paths_.name_of(dentry));
+        }
+      }
       if (depth >= depth_limit)
         continue;
       const auto visit = [&](Gva child) {
@@ -890,11 +898,13 @@ private:
     };
     if (hidden(programs_) || hidden(maps_) || hidden(links_))
       read_tables();
-    const auto warn = [&](const Index &index, const auto &items, const std::string &what) {
-      for (const auto &[address, known] : index)
+    const auto warn = [&](const Index &index, auto &items, const std::string &what) {
+      for (const auto &[address, known] : index) {
+        items[known.index].listed = known.in_table;
         if (!known.in_table)
           view_.status.warn("BPF " + what + " " + std::to_string(items[known.index].id) +
                             " is in use, but not in the kernel's table of them");
+      }
     };
     warn(programs_, view_.programs, "program");
     warn(maps_, view_.maps, "map");

@@ -222,6 +222,7 @@ struct BpfProgram {
   std::vector<std::string> attached_to; // where, for people: "tracepoint sched:sched_process_exec", "cgroup /x"
   std::vector<SocketOwner> owners;      // processes that hold it open
   std::vector<std::string> pinned;
+  bool listed = true; // in the kernel's table of programs; what is in use and not in it is hidden, or just ending
   Gva program;
 };
 struct BpfMap {
@@ -229,12 +230,15 @@ struct BpfMap {
   std::string type, name;
   std::uint32_t key_size = 0, value_size = 0, max_entries = 0, flags = 0;
   std::vector<SocketOwner> owners;
+  bool listed = true;
   Gva map;
 };
 struct BpfLink {
   std::uint32_t id = 0, program_id = 0;
   std::string type, target;
   std::vector<SocketOwner> owners;
+  std::vector<std::string> pinned;
+  bool listed = true;
   Gva link;
 };
 struct BpfView {
