@@ -1,6 +1,7 @@
 // Interrupt and segment descriptors: what the CPUs really use, by their registers, against the kernel's own tables.
 
 #include "lararium/detect/check.h"
+#include "segments.h"
 
 #include <array>
 #include <fmt/format.h>
@@ -49,6 +50,7 @@ public:
       look_at_gates(scene, vcpu.idt_base, fmt::format("the table of CPU {}", vcpu.index), findings);
     }
     look_at_segments(scene, findings);
+    look_at_descriptors(scene, findings);
     return {};
   }
 
@@ -83,6 +85,34 @@ private:
     }
   }
 
+  static void look_at_descriptors(const Scene &scene, Findings &findings) {
+    const Kernel &kernel = scene.kernel();
+    for (std::uint32_t cpu = 0; cpu < kernel.cpu_count(); ++cpu) {
+      const auto table = kernel.per_cpu_symbol("gdt_page", cpu);
+      std::array<std::uint64_t, segment_count> descriptors{};
+      if (!table || !kernel.space().read(*table, std::as_writable_bytes(std::span(descriptors))))
+        continue;
+      for (unsigned index = 0; index < segment_count; ++index) {
+        const std::string_view why = what_is_wrong(index, descriptors[index]);
+        if (why.empty())
+          continue;
+        if (findings.is_full()) {
+          findings.leave_out();
+          continue;
+        }
+        findings
+            .add({.subject = fmt::format("GDT[{}] of CPU {}", index, cpu),
+                  .severity = Severity::critical,
+                  .technique = "T1014",
+                  .sentence = fmt::format("segment descriptor {} of CPU {}, {:#018x}, {}", index, cpu,
+                                          descriptors[index], why)})
+            .with("address", *table + index * sizeof(std::uint64_t))
+            .with("number", std::uint64_t{index})
+            .with("found", descriptors[index]);
+      }
+    }
+  }
+
   // Each CPU's table of segments is the start of its per-CPU gdt_page.
   static void look_at_segments(const Scene &scene, Findings &findings) {
     const Kernel &kernel = scene.kernel();
@@ -105,9 +135,11 @@ private:
   }
 };
 
-LARARIUM_CHECK(Interrupts, "interrupts", "T1014", "interrupt and segment tables of each CPU",
-               "Each CPU's IDTR and GDTR must name the kernel's own tables, and every gate must lead into the kernel's "
-               "text with its code segment. Needs the vCPUs' registers for the first part.")
+LARARIUM_CHECK(
+    Interrupts, "interrupts", "T1014", "interrupt and segment tables of each CPU",
+    "Each CPU's IDTR and GDTR must name the kernel's own tables, and every gate must lead into the kernel's "
+    "text with its code segment. Every segment descriptor must be what Linux has at its place: no call gate, "
+    "none that gives a program the kernel's privilege. Needs the vCPUs' registers for the first part.")
 
 } // namespace
 } // namespace lararium::detect

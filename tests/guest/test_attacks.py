@@ -136,7 +136,7 @@ ATTACKS = [
     *both("syscall_entry_call", "system_calls", r"do_syscall_64\+"),
     technique("lstar", "system_calls", "LSTAR", "module", unseen="QEMU's monitors do not show the register"),
     *both("idt_entry", "interrupts", r"idt_table\[4\]"),
-    technique("gdt_entry", "interrupts", r"(?i)gdt|descriptor", "", unseen="the check reads no descriptors"),
+    technique("gdt_entry", "interrupts", r"(?i)gdt|descriptor", ""),
     # text and data that nobody may change
     *both("text_inline_jump", "kernel_text", r"__x64_sys_sethostname"),
     *both("text_call", "kernel_text", r"vfs_statfs"),
