@@ -20,6 +20,7 @@ using linux_guest::Kernel;
 using linux_guest::LayoutResolver;
 using linux_guest::TaskEntry;
 
+constexpr std::size_t user_limit = 256;          // processes with rings
 constexpr std::size_t ring_limit = 1024;         // of one task
 constexpr std::uint64_t slot_limit = 1 << 15;    // IORING_MAX_FIXED_FILES of before 5.18; more are not looked at
 constexpr std::uint64_t ring_is_polled = 1 << 1; // IORING_SETUP_SQPOLL, uapi/linux/io_uring.h
@@ -123,8 +124,13 @@ public:
       if (socket.protocol.starts_with("tcp") || socket.protocol.starts_with("udp"))
         for (const SocketOwner &owner : socket.owners)
           ++connections[owner.pid];
+    // Each costs a walk through all tasks: more than a few are made up, or a crowd that is alike.
+    std::size_t left = user_limit;
     for (const auto &[pid, user] : users)
-      report(scene, f, pid, user, connections[pid], findings);
+      if (left-- != 0)
+        report(scene, f, pid, user, connections[pid], findings);
+      else
+        break;
     return {};
   }
 
@@ -214,8 +220,8 @@ private:
     // Who calls read() and write() as well is seen by whoever watches system calls.
     if (requests == 0 || (requests <= user.calls && !is_polled && hidden_sockets == 0))
       return;
-    const auto process = std::ranges::find(scene.processes(), pid, &Process::tgid);
-    if (process == scene.processes().end())
+    const Process *process = scene.process(pid);
+    if (process == nullptr)
       return;
     std::string what =
         hidden_sockets != 0

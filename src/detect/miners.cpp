@@ -11,12 +11,14 @@ namespace lararium::detect {
 namespace {
 
 constexpr std::uint64_t smallest_miner = std::uint64_t{2080} << 20; // virtual bytes
-constexpr double busy = 0.25;                                       // of one CPU, since it started
+constexpr std::size_t big_limit = 1024; // processes whose areas are looked at: each costs a walk through all tasks
+constexpr double busy = 0.25;           // of one CPU, since it started
 
 class Miners final : public Check {
 public:
   Result<void> look(const Scene &scene, Findings &findings) override {
     const auto pulse = scene.system().pulse();
+    std::size_t left = big_limit;
     for (const Process &process : scene.processes()) {
       if (process.kernel_thread || !process.memory)
         continue;
@@ -27,7 +29,7 @@ public:
             .with("found", *sign)
             .with("path", process.exe)
             .with("cpu_percent", static_cast<std::uint64_t>(load * 100));
-      else if (process.virtual_bytes >= smallest_miner)
+      else if (process.virtual_bytes >= smallest_miner && left != 0 && --left != 0)
         look_at_memory(scene, process, load, findings);
     }
     return {};

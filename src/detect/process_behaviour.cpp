@@ -54,13 +54,6 @@ public:
   }
 
 private:
-  static const Process *find(const Scene &scene, std::int32_t pid) {
-    for (const Process &process : scene.processes())
-      if (process.tgid == pid)
-        return &process;
-    return nullptr;
-  }
-
   // Standard streams that are one connection, as of a shell that somebody far away types into.
   static Result<void> look_at_streams(const Scene &scene, Findings &findings) {
     TRY_ASSIGN(const auto sockets, scene.system().sockets());
@@ -82,7 +75,7 @@ private:
       if (of.numbers.contains(0) && of.numbers.size() > 1)
         connected[key.first] = of.socket;
     for (const auto &[pid, socket] : connected) {
-      const Process *process = find(scene, pid);
+      const Process *process = scene.process(pid);
       // What a shell starts has the shell's streams.
       if (process == nullptr || connected.contains(process->ppid))
         continue;
@@ -177,8 +170,8 @@ private:
       of.attached |= group_of(*real_parent) != tracer;
     }
     for (const auto &[pid, of] : tracers) {
-      const Process *process = find(scene, pid);
-      const Process *victim = find(scene, of.pids.front());
+      const Process *process = scene.process(pid);
+      const Process *victim = scene.process(of.pids.front());
       if (process == nullptr || victim == nullptr)
         continue;
       std::string pids;

@@ -46,11 +46,11 @@ public:
           look.at(process, *program);
     look.report_generators();
     if (memory.exhausted())
-      findings.add({.subject = "page tables of processes",
+      findings.add({.subject = "memory of processes",
                     .severity = Severity::medium,
                     .technique = "T1014",
-                    .sentence = "the page tables of the guest's processes are larger than its memory allows: not all "
-                                "could be looked at"});
+                    .sentence = "the memory areas and page tables of the guest's processes are more than there can be: "
+                                "not all were looked at"});
     return {};
   }
 

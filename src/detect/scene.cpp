@@ -45,6 +45,15 @@ const std::vector<Process> &Scene::processes() const {
   return *processes_;
 }
 
+const Process *Scene::process(std::int32_t pid) const {
+  const auto &all = processes();
+  if (process_places_.empty())
+    for (std::size_t i = 0; i < all.size(); ++i)
+      process_places_.emplace(all[i].tgid, i);
+  const auto found = process_places_.find(pid);
+  return found == process_places_.end() ? nullptr : &all[found->second];
+}
+
 std::string Scene::module_at(Gva address) const {
   auto after = std::ranges::upper_bound(module_regions_, address, {}, &linux_guest::ModuleRegion::base);
   if (after == module_regions_.begin())

@@ -133,9 +133,8 @@ private:
     if (socket.owners.empty())
       return std::nullopt;
     const SocketOwner &owner = socket.owners.front();
-    for (const Process &process : scene.processes())
-      if (process.tgid == owner.pid)
-        return scene.actor(process);
+    if (const Process *process = scene.process(owner.pid))
+      return scene.actor(*process);
     Actor actor;
     actor.pid = owner.pid;
     actor.comm = owner.comm;

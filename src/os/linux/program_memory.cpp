@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <set>
 #include <unordered_map>
@@ -27,6 +28,14 @@ constexpr std::byte breakpoint{0xcc}, call{0xe8};
 constexpr std::uint64_t long_call = 5; // its length; also of the no-operation that it may replace
 constexpr std::array<std::byte, long_call> long_no_operation{std::byte{0x0f}, std::byte{0x1f}, std::byte{0x44},
                                                              std::byte{0x00}, std::byte{0x00}};
+
+constexpr std::int64_t cpu_limit_ns = 2'000'000'000; // far more than thousands of lawful processes take
+
+std::int64_t cpu_time_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
 
 using Page = std::array<std::byte, page_size>;
 
@@ -68,6 +77,7 @@ struct ProgramMemory::State {
   std::size_t runs_left = cached_run_limit;
   std::size_t rechecks_left = recheck_limit;
   bool exhausted = false;
+  std::int64_t cpu_begin = cpu_time_ns();
   std::unordered_map<std::uint64_t, std::vector<PageCache::Run>> runs{}; // of each address_space
   std::optional<std::map<std::uint64_t, std::set<std::uint64_t>>> uprobes{};
 
@@ -301,6 +311,10 @@ bool ProgramMemory::exhausted() const { return state_->exhausted; }
 
 std::optional<Program> ProgramMemory::program(Gva memory) const {
   const Kernel &kernel = *state_->kernel;
+  // Each walk through areas is bounded, but not what a crowd of made-up processes takes together.
+  state_->exhausted |= cpu_time_ns() - state_->cpu_begin > cpu_limit_ns;
+  if (state_->exhausted)
+    return std::nullopt;
   const auto pgd = kernel.read_pointer(memory, state_->f->pgd);
   const auto table = pgd ? kernel.space().translate(*pgd) : std::nullopt;
   if (!table)

@@ -89,7 +89,8 @@ public:
   // Whether the program's file was unlinked, and another file has its name now, as after an upgrade.
   [[nodiscard]] bool was_replaced(const Program &program) const;
 
-  // A bound was reached: the guest's page tables are larger than they can lawfully be.
+  // A bound was reached: the guest's areas and page tables are more than there can lawfully be. What came after that
+  // was not looked at.
   [[nodiscard]] bool exhausted() const;
 
 private:
