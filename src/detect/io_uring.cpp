@@ -118,9 +118,9 @@ public:
     for (const TaskEntry &task : tasks)
       if (const auto user = users.find(task.tgid); user != users.end())
         count(kernel, f, task, user->second);
-    TRY_ASSIGN(const auto sockets, scene.system().sockets());
+    TRY_ASSIGN(const auto sockets, scene.sockets());
     std::map<std::int32_t, std::uint64_t> connections;
-    for (const Socket &socket : sockets.items)
+    for (const Socket &socket : sockets)
       if (socket.protocol.starts_with("tcp") || socket.protocol.starts_with("udp"))
         for (const SocketOwner &owner : socket.owners)
           ++connections[owner.pid];

@@ -56,13 +56,13 @@ public:
 private:
   // Standard streams that are one connection, as of a shell that somebody far away types into.
   static Result<void> look_at_streams(const Scene &scene, Findings &findings) {
-    TRY_ASSIGN(const auto sockets, scene.system().sockets());
+    TRY_ASSIGN(const auto sockets, scene.sockets());
     struct Streams {
       std::set<std::int32_t> numbers;
       const Socket *socket = nullptr;
     };
     std::map<std::pair<std::int32_t, Gva>, Streams> streams; // by process and socket
-    for (const Socket &socket : sockets.items)
+    for (const Socket &socket : sockets)
       if (is_one_of(network_protocols, socket.protocol) && socket.remote_port != 0)
         for (const SocketOwner &owner : socket.owners)
           if (owner.fd >= 0 && owner.fd <= 2) {

@@ -54,6 +54,14 @@ const Process *Scene::process(std::int32_t pid) const {
   return found == process_places_.end() ? nullptr : &all[found->second];
 }
 
+Result<std::span<const Socket>> Scene::sockets() const {
+  if (!sockets_) {
+    TRY_ASSIGN(auto view, system_->sockets());
+    sockets_ = std::move(view.items);
+  }
+  return *sockets_;
+}
+
 std::string Scene::module_at(Gva address) const {
   auto after = std::ranges::upper_bound(module_regions_, address, {}, &linux_guest::ModuleRegion::base);
   if (after == module_regions_.begin())

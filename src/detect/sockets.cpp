@@ -52,14 +52,14 @@ struct Group {
 class Sockets final : public Check {
 public:
   Result<void> look(const Scene &scene, Findings &findings) override {
-    TRY_ASSIGN(const auto sockets, scene.system().sockets());
+    TRY_ASSIGN(const auto sockets, scene.sockets());
     TRY_ASSIGN(const FilterLayout *layout, scene.kernel().layout<FilterLayout>());
-    look_at_sockets(scene, *layout, sockets.items, findings);
+    look_at_sockets(scene, *layout, sockets, findings);
     TRY_ASSIGN(const auto interfaces, scene.system().interfaces());
     for (const NetworkInterface &interface : interfaces.items)
       // A member of a bridge, bond or team is promiscuous because its master needs it so.
       if (interface.promiscuous && interface.master.empty())
-        report(scene, interface, sockets.items, findings);
+        report(scene, interface, sockets, findings);
     return {};
   }
 
@@ -88,7 +88,7 @@ private:
     return result;
   }
 
-  static void look_at_sockets(const Scene &scene, const FilterLayout &layout, const std::vector<Socket> &sockets,
+  static void look_at_sockets(const Scene &scene, const FilterLayout &layout, std::span<const Socket> sockets,
                               Findings &findings) {
     // By who holds it, kind, protocol, and how grave it is: a program may have one for each interface.
     std::map<std::tuple<std::int32_t, std::string, std::uint32_t, Severity>, Group> groups;
@@ -173,7 +173,7 @@ private:
     finding.process = actor;
   }
 
-  static void report(const Scene &scene, const NetworkInterface &interface, const std::vector<Socket> &sockets,
+  static void report(const Scene &scene, const NetworkInterface &interface, std::span<const Socket> sockets,
                      Findings &findings) {
     std::vector<std::string> listeners;
     std::optional<Actor> actor;

@@ -42,6 +42,7 @@ public:
   [[nodiscard]] const KernelFile *reference() const { return reference_; } // null: there is none
   [[nodiscard]] const std::vector<Process> &processes() const;             // with arguments and paths
   [[nodiscard]] const Process *process(std::int32_t pid) const;            // null: there is none
+  [[nodiscard]] Result<std::span<const Socket>> sockets() const;
   [[nodiscard]] Actor actor(const Process &process) const;
 
   // The listed module in whose memory the address lies; empty: none.
@@ -64,6 +65,7 @@ private:
   std::vector<linux_guest::ModuleRegion> module_regions_; // by base
   mutable std::optional<std::vector<Process>> processes_;
   mutable std::unordered_map<std::int32_t, std::size_t> process_places_; // in processes_, by pid
+  mutable std::optional<std::vector<Socket>> sockets_;
   mutable std::optional<std::set<std::string, std::less<>>> foreign_modules_;
 };
 
