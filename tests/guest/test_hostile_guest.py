@@ -1173,7 +1173,10 @@ class HostileGuest(harness.GuestTest):
         for lie_ in LIES:
             if not CHOSEN.search(lie_.name):
                 continue
-            keys = [key for key in commands if key not in missing and (WHOLE or key in lie_.about or key in ("ps", "ps --tree", "check processes"))]
+            keys = [key for key in commands if key not in missing and (WHOLE or key in lie_.about or key in ("ps", "ps --tree"))]
+            # Six checks of four looks each: a crowd of made-up processes or network namespaces takes them, all together,
+            # longer than the bound for one command.
+            keys = [key for key in keys if key != "check processes" or key in lie_.about]
             if "dump" not in lie_.about:
                 keys = [key for key in keys if key != "dump"]  # half a second each; it knows of little that lies
             with self.memory.undone():
