@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """No false alarm: a guest that nobody touched gives no finding, idle or busy with what lawful systems do.
 
-Each state of the guest is looked at 50 times; $LARARIUM_WHOLE=1 asks for 1,000. A check that cannot be made fails the
+Each state of the guest is looked at 50 times, or $LARARIUM_ROUNDS times; $LARARIUM_WHOLE=1 asks for 1,000. A check that cannot be made fails the
 test too. $LARARIUM_LOADS is a regular expression of the states to try.
 """
 
@@ -16,7 +16,7 @@ import unittest
 
 import harness
 
-ROUNDS = 1000 if os.environ.get("LARARIUM_WHOLE") == "1" else 50
+ROUNDS = int(os.environ.get("LARARIUM_ROUNDS", "1000" if os.environ.get("LARARIUM_WHOLE") == "1" else "50"))
 CHOSEN = re.compile(os.environ.get("LARARIUM_LOADS", ""))
 TRACING = "/sys/kernel/tracing"
 
