@@ -8,6 +8,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -111,6 +113,36 @@ public:
   [[nodiscard]] Result<RunState> state() override;
   [[nodiscard]] Result<void> pause() override;
   [[nodiscard]] Result<void> resume() override;
+};
+
+// Holds no writes by itself: a test says who writes. A write goes to the memory when its page is released; what is not
+// protected is written at once.
+class FakeProtection final : public WriteProtection {
+public:
+  explicit FakeProtection(FakeMemory &memory) : memory_(memory) {}
+  void write(Gpa address, Bytes bytes, std::optional<std::uint32_t> vcpu = 0);
+
+  std::uint64_t unit = page_size;
+  bool failing = false; // protect() is refused
+  [[nodiscard]] const std::set<std::uint64_t> &protected_units() const { return protected_; }
+  [[nodiscard]] bool somebody_waits() const { return !waiting_.empty(); }
+
+  [[nodiscard]] std::uint64_t unit_at(Gpa) const override { return unit; }
+  [[nodiscard]] Result<void> protect(Gpa base, std::uint64_t size) override;
+  [[nodiscard]] Result<void> release(Gpa base, std::uint64_t size) override;
+  [[nodiscard]] Result<std::size_t> wait(std::span<WriteFault> out, std::chrono::microseconds timeout) override;
+  [[nodiscard]] Result<void> overwrite(Gpa address, Bytes bytes) override;
+
+private:
+  struct Waiting {
+    Gpa address;
+    std::vector<std::byte> bytes;
+    WriteFault fault;
+    bool told = false;
+  };
+  FakeMemory &memory_;
+  std::set<std::uint64_t> protected_; // numbers of units
+  std::vector<Waiting> waiting_;
 };
 
 // A live target of these ports. The references stay valid as long as the target does.

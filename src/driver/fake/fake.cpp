@@ -155,6 +155,48 @@ Result<void> FakeRunControl::resume() {
   return {};
 }
 
+void FakeProtection::write(Gpa address, Bytes bytes, std::optional<std::uint32_t> vcpu) {
+  if (protected_.contains(address.value / unit))
+    waiting_.push_back({address, {bytes.begin(), bytes.end()}, {address, true, vcpu, 1}, false});
+  else
+    memory_.write(address, bytes);
+}
+
+Result<void> FakeProtection::protect(Gpa base, std::uint64_t size) {
+  if (failing)
+    return fail(ErrorCode::unsupported, "the fake protection was told to fail");
+  for (std::uint64_t at = base.value; at < base.value + size; at += unit)
+    protected_.insert(at / unit);
+  return {};
+}
+
+Result<void> FakeProtection::release(Gpa base, std::uint64_t size) {
+  for (std::uint64_t at = base.value; at < base.value + size; at += unit)
+    protected_.erase(at / unit);
+  std::erase_if(waiting_, [&](const Waiting &each) {
+    if (each.address < base || each.address - base >= size)
+      return false;
+    memory_.write(each.address, each.bytes);
+    return true;
+  });
+  return {};
+}
+
+Result<std::size_t> FakeProtection::wait(std::span<WriteFault> out, std::chrono::microseconds) {
+  std::size_t filled = 0;
+  for (Waiting &each : waiting_)
+    if (!each.told && filled < out.size()) {
+      each.told = true;
+      out[filled++] = each.fault;
+    }
+  return filled;
+}
+
+Result<void> FakeProtection::overwrite(Gpa address, Bytes bytes) {
+  memory_.write(address, bytes);
+  return {};
+}
+
 FakeTarget make_fake_target(std::uint64_t memory_size) {
   auto memory = std::make_unique<FakeMemory>(memory_size);
   auto vcpus = std::make_unique<FakeVcpus>();

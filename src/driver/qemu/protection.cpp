@@ -30,8 +30,8 @@ struct Region : GuestRegion {
   Hva extent_begin, extent_end; // of the host's mapping around it
   std::uint64_t unit = page_size;
   Kind kind = Kind::private_memory;
-  std::string file;              // of shared memory, to write to
-  std::uint64_t file_offset = 0; // of the region
+  std::shared_ptr<UniqueFd> file; // of shared memory, to write to; null: it cannot be had
+  std::uint64_t file_offset = 0;  // of the region
 };
 
 class QemuProtection final : public WriteProtection {
@@ -150,9 +150,10 @@ private:
       region.extent_begin = whole->begin;
       region.extent_end = whole->end;
       if (whole->inode != 0) {
-        region.file = process.path(fmt::format("map_files/{:x}-{:x}", part->begin.value, part->end.value));
+        // Now: what is protected becomes mappings of their own, and this name goes.
+        const std::string path = process.path(fmt::format("map_files/{:x}-{:x}", part->begin.value, part->end.value));
         region.file_offset = part->offset + (guest.host - part->begin);
-        judge_file(region, *whole, support, limits);
+        judge_file(region, *whole, path, support, limits);
       }
       regions.push_back(std::move(region));
     }
@@ -160,13 +161,16 @@ private:
     return regions;
   }
 
-  static void judge_file(Region &region, const HostMapping &mapping, const UserfaultSupport &support,
-                         std::vector<std::string> &limits) {
+  static void judge_file(Region &region, const HostMapping &mapping, const std::string &path,
+                         const UserfaultSupport &support, std::vector<std::string> &limits) {
     constexpr std::uint32_t tmpfs = 0x01021994, hugetlbfs = 0x958458f6;
     struct statfs status{};
-    const bool known = ::statfs(region.file.c_str(), &status) == 0;
+    const bool known = ::statfs(path.c_str(), &status) == 0;
     const auto type = static_cast<std::uint32_t>(status.f_type);
     region.kind = mapping.shared ? Kind::shared_memory : Kind::private_memory;
+    if (mapping.shared)
+      if (UniqueFd file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)); file)
+        region.file = std::make_shared<UniqueFd>(std::move(file));
     if (known && type == hugetlbfs)
       region.unit = static_cast<std::uint64_t>(status.f_bsize);
     const auto refuse = [&](std::string why) {
@@ -250,13 +254,12 @@ private:
 
   // Through a mapping of our own, which the protection of QEMU's does not concern.
   static Result<void> overwrite_shared(const Region &region, Hva host, Bytes bytes) {
-    const UniqueFd file(::open(region.file.c_str(), O_RDWR | O_CLOEXEC));
-    if (!file)
-      return fail_errno("cannot open the VM's memory", errno);
+    if (!region.file)
+      return fail(ErrorCode::permission_denied, "the file of the VM's memory cannot be opened for writing");
     const std::uint64_t offset = region.file_offset + (host - region.host), begin = offset / region.unit * region.unit;
     const std::uint64_t length = (offset + bytes.size() - begin + region.unit - 1) / region.unit * region.unit;
     void *const mapped =
-        ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), static_cast<off_t>(begin));
+        ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, region.file->get(), static_cast<off_t>(begin));
     if (mapped == MAP_FAILED)
       return fail_errno("cannot map the VM's memory", errno);
     std::memcpy(static_cast<std::byte *>(mapped) + (offset - begin), bytes.data(), bytes.size());

@@ -763,6 +763,53 @@ std::string task_comm(const Kernel &kernel, Gva task) {
   return kernel.space().read(task + field->offset, part) ? std::string(c_string(part, 0)) : std::string();
 }
 
+namespace {
+
+struct BriefLayout {
+  FieldLocation pid, tgid, parent, cred, uid;
+
+  static Result<BriefLayout> resolve(const Kernel &kernel) {
+    LayoutResolver layout(kernel.types());
+    BriefLayout result;
+    result.pid = layout.require("task_struct", "pid");
+    result.tgid = layout.require("task_struct", "tgid");
+    result.parent = layout.require("task_struct", "real_parent");
+    result.cred = layout.require("task_struct", "real_cred");
+    result.uid = layout.require("cred", "euid");
+    TRY(layout.check());
+    return result;
+  }
+};
+
+// A member of pcpu_hot from 6.2 to 6.14 (e57ef2ed97c1, 46e8fff6d45f), a variable of its own before and after.
+std::optional<Gva> current_task(const Kernel &kernel, std::uint32_t cpu) {
+  if (const auto hot = kernel.per_cpu_symbol("pcpu_hot", cpu))
+    if (const auto member = kernel.types().field("pcpu_hot", "current_task"))
+      return kernel.read_pointer(*hot, *member);
+  const auto variable = kernel.per_cpu_symbol("current_task", cpu);
+  return variable ? kernel.read_pointer(*variable) : std::nullopt;
+}
+
+} // namespace
+
+std::optional<TaskBrief> running_task(const Kernel &kernel, std::uint32_t cpu) {
+  const auto layout = kernel.layout<BriefLayout>();
+  const auto task = current_task(kernel, cpu);
+  if (!layout || !task || !kernel.is_kernel_address(*task))
+    return std::nullopt;
+  const BriefLayout &f = **layout;
+  const auto pid = kernel.read_field(*task, f.pid), tgid = kernel.read_field(*task, f.tgid);
+  if (!pid || !tgid)
+    return std::nullopt;
+  TaskBrief brief{*task, static_cast<std::int32_t>(*pid), static_cast<std::int32_t>(*tgid), 0,
+                  0,     task_comm(kernel, *task)};
+  if (const auto parent = kernel.read_pointer(*task, f.parent); parent && kernel.is_kernel_address(*parent))
+    brief.ppid = static_cast<std::int32_t>(kernel.read_field(*parent, f.tgid).value_or(0));
+  if (const auto cred = kernel.read_pointer(*task, f.cred); cred && kernel.is_kernel_address(*cred))
+    brief.uid = static_cast<std::uint32_t>(kernel.read_field(*cred, f.uid).value_or(0));
+  return brief;
+}
+
 Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query) {
   View<Process> view;
   // A process' CPU time is the sum over its threads, so all are walked in any case.

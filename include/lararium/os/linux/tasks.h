@@ -39,6 +39,16 @@ struct TaskEntry {
 // From a task's `comm`.
 [[nodiscard]] std::string task_comm(const Kernel &kernel, Gva task);
 
+// Who a task is, by as few reads as that takes: for moments in which somebody waits.
+struct TaskBrief {
+  Gva task;
+  std::int32_t pid = 0, tgid = 0, ppid = 0; // ppid: of the process
+  std::uint32_t uid = 0;                    // effective
+  std::string comm;
+};
+// The task that a CPU runs, pid 0 (a CPU's idle task) too; nothing where it cannot be read.
+[[nodiscard]] std::optional<TaskBrief> running_task(const Kernel &kernel, std::uint32_t cpu);
+
 [[nodiscard]] Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query);
 
 } // namespace lararium::linux_guest

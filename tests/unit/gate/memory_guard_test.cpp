@@ -1,0 +1,230 @@
+#include "lararium/gate/memory_guard.h"
+
+#include "small_kernel.h"
+
+#include <gtest/gtest.h>
+
+namespace lararium::gate {
+namespace {
+
+using namespace std::chrono_literals;
+using test::code;
+using test::SmallKernel;
+
+// Of an operating system the guard wants its symbols and the processes alone.
+class NoSystem final : public OperatingSystem {
+public:
+  explicit NoSystem(SmallKernel &guest) : guest_(guest) {}
+  void refresh() override { guest_.kernel->space().flush(); }
+  std::optional<std::pair<KernelSymbol, std::uint64_t>> symbolize(Gva address) override {
+    const auto symbol = guest_.kernel->profile().nearest(address - SmallKernel::base);
+    if (!symbol)
+      return std::nullopt;
+    return std::pair(KernelSymbol{SmallKernel::base + symbol->value, std::string(symbol->name), 'T', {}},
+                     address - SmallKernel::base - symbol->value);
+  }
+  Result<View<Process>> processes(const ProcessQuery &) override { return none(); }
+  Result<SystemInfo> info() override { return none(); }
+  Result<Pulse> pulse() override { return none(); }
+  Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return none(); }
+  Result<View<MemoryRegion>> memory_regions(std::int32_t) override { return none(); }
+  Result<View<OpenFile>> open_files(std::optional<std::int32_t>) override { return none(); }
+  Result<View<std::string>> environment(std::int32_t) override { return none(); }
+  Result<View<KernelModule>> modules() override { return none(); }
+  Result<View<Socket>> sockets() override { return none(); }
+  Result<View<Mount>> mounts(std::optional<std::int32_t>) override { return none(); }
+  Result<View<NetworkInterface>> interfaces() override { return none(); }
+  Result<View<LogRecord>> kernel_log() override { return none(); }
+  Result<BpfView> bpf() override { return none(); }
+  ViewStatus for_each_symbol(const std::function<bool(const KernelSymbol &)> &) override { return {}; }
+  std::optional<KernelSymbol> find_symbol(std::string_view) override { return std::nullopt; }
+  std::size_t read_kernel(Gva, std::span<std::byte>) override { return 0; }
+  Result<std::size_t> read_process(std::int32_t, Gva, std::span<std::byte>) override { return none(); }
+  Result<ProcessImage> process_image(std::int32_t) override { return none(); }
+  Result<CachedFile> recover_file(std::string_view,
+                                  const std::function<Result<void>(std::uint64_t, Bytes)> &) override {
+    return none();
+  }
+  std::string crash_information() override { return {}; }
+
+private:
+  static std::unexpected<Error> none() { return fail(ErrorCode::not_found, "nothing"); }
+  SmallKernel &guest_;
+};
+
+class MemoryGuardTest : public ::testing::Test {
+protected:
+  void start(GuardOptions options = {}) {
+    guard = std::make_unique<MemoryGuard>(system, *guest.kernel, guest.memory, protection, std::move(options));
+    const auto started = guard->start();
+    ASSERT_TRUE(started) << started.error().describe();
+  }
+  void write(std::uint64_t at, const std::vector<std::byte> &bytes) {
+    protection.write(Gpa{SmallKernel::image + at}, bytes);
+  }
+  std::vector<Record> step(std::chrono::milliseconds time = 50ms) {
+    std::vector<Record> records;
+    for (int i = 0; i < 3; ++i) {
+      const auto stepped = guard->step(time / 3, records);
+      last_error = stepped ? std::nullopt : std::optional(stepped.error());
+    }
+    return records;
+  }
+  static std::string field(const Record &record, std::string_view name) {
+    for (const RecordField &each : record.fields)
+      if (each.name == name)
+        if (const auto *text = std::get_if<std::string>(&each.value))
+          return *text;
+    return {};
+  }
+
+  SmallKernel guest;
+  NoSystem system{guest};
+  FakeProtection protection{guest.memory};
+  std::unique_ptr<MemoryGuard> guard;
+  std::optional<Error> last_error;
+};
+
+TEST_F(MemoryGuardTest, GuardsTextReadOnlyDataAndIdt) {
+  start();
+  EXPECT_EQ(guard->counts().pages, 3U + 2U + 1U);
+  EXPECT_EQ(protection.protected_units().size(), 6U);
+  guard.reset();
+  EXPECT_TRUE(protection.protected_units().empty()) << "all is released";
+}
+
+TEST_F(MemoryGuardTest, UnlawfulWriteIsToldAndDone) {
+  start();
+  write(0x5008, code({1, 2, 3}));
+  const auto records = step();
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_FALSE(protection.somebody_waits());
+  EXPECT_EQ(guest.get(0x5008, 3), code({1, 2, 3}));
+  const Record &record = records.front();
+  ASSERT_TRUE(record.finding);
+  EXPECT_EQ(record.finding->subject, "sys_call_table+0x8");
+  EXPECT_EQ(field(record, "action"), "reported");
+  EXPECT_EQ(guard->counts().unlawful, 1U);
+  EXPECT_EQ(protection.protected_units().size(), 6U) << "it is protected again";
+}
+
+TEST_F(MemoryGuardTest, UnlawfulWriteIsReverted) {
+  GuardOptions options;
+  options.revert = true;
+  start(std::move(options));
+  write(0x5008, code({1, 2, 3}));
+  const auto records = step();
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_EQ(field(records[0], "action"), "reverted");
+  EXPECT_EQ(guest.get(0x5008, 3), code({0, 0, 0}));
+}
+
+TEST_F(MemoryGuardTest, RegistersOfAnotherKernelStopIt) {
+  GuardOptions options;
+  options.revert = true;
+  options.registers = [] {
+    return std::async(std::launch::deferred, []() -> Result<std::vector<VcpuRegisters>> {
+      return std::vector<VcpuRegisters>(1); // no paging: after a reset
+    });
+  };
+  start(std::move(options));
+  // A deferred answer is never ready by itself: it is taken for none after a time, so give a ready one.
+  guard.reset();
+  std::promise<Result<std::vector<VcpuRegisters>>> promise;
+  promise.set_value(std::vector<VcpuRegisters>(1));
+  GuardOptions ready;
+  ready.revert = true;
+  ready.registers = [&] { return promise.get_future(); };
+  start(std::move(ready));
+  write(0x5008, code({1, 2, 3}));
+  EXPECT_TRUE(step().empty());
+  ASSERT_TRUE(last_error);
+  EXPECT_EQ(guest.get(0x5008, 3), code({1, 2, 3})) << "memory of another kernel is not touched";
+  EXPECT_TRUE(protection.protected_units().empty());
+}
+
+TEST_F(MemoryGuardTest, LawfulWriteIsNotTold) {
+  start();
+  write(SmallKernel::static_call, SmallKernel::branch(0xe8, SmallKernel::static_call, SmallKernel::other_function));
+  EXPECT_TRUE(step().empty());
+  EXPECT_EQ(guard->counts().lawful, 1U);
+  EXPECT_EQ(guard->counts().unlawful, 0U);
+}
+
+TEST_F(MemoryGuardTest, LawfulWriteIsToldOnRequest) {
+  GuardOptions options;
+  options.lawful = true;
+  start(std::move(options));
+  write(SmallKernel::static_call, SmallKernel::branch(0xe8, SmallKernel::static_call, SmallKernel::other_function));
+  const auto records = step();
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_FALSE(records[0].finding);
+  EXPECT_EQ(field(records[0], "reason"), "static call");
+}
+
+TEST_F(MemoryGuardTest, WhatIsPutBackIsNoFinding) {
+  start();
+  write(0x5008, code({1, 2, 3}));
+  EXPECT_EQ(step().size(), 1U);
+  write(0x5008, code({0, 0, 0}));
+  const auto records = step();
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_FALSE(records[0].finding);
+  EXPECT_EQ(guard->counts().restored, 1U);
+}
+
+TEST_F(MemoryGuardTest, BreakpointThatStaysIsFound) {
+  start();
+  write(SmallKernel::static_call, code({0xcc}));
+  EXPECT_TRUE(step().empty());
+  const auto records = step(1800ms);
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_TRUE(records[0].finding);
+}
+
+TEST_F(MemoryGuardTest, WriteNextToALawfulOneIsFound) {
+  start();
+  auto bytes = SmallKernel::branch(0xe8, SmallKernel::static_call, SmallKernel::other_function);
+  bytes.push_back(std::byte{0x90});
+  write(SmallKernel::static_call, bytes);
+  const auto records = step();
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_EQ(records[0].finding->subject, "function+0x85");
+}
+
+TEST_F(MemoryGuardTest, UnitsLargerThanWhatIsGuardedAreCompared) {
+  protection.unit = 0x4000; // text lies in one with other memory
+  start();
+  EXPECT_EQ(guard->counts().compared_pages, 6U);
+  EXPECT_TRUE(protection.protected_units().empty());
+  EXPECT_FALSE(guard->limitations().empty());
+  write(0x5008, code({1, 2, 3}));
+  const auto records = step(300ms);
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_EQ(records[0].finding->subject, "sys_call_table+0x8");
+}
+
+TEST_F(MemoryGuardTest, AnotherKernelInItsPlaceEndsIt) {
+  start();
+  guest.put(0x7000, bytes_of("no banner")); // not guarded here
+  step(300ms);
+  ASSERT_TRUE(last_error);
+  EXPECT_TRUE(protection.protected_units().empty());
+}
+
+TEST_F(MemoryGuardTest, RefusesWhatIsNotSealed) {
+  guest.tables.map(SmallKernel::base + SmallKernel::rodata, Gpa{SmallKernel::image + SmallKernel::rodata});
+  const auto pages = find_guarded_pages(*guest.kernel);
+  ASSERT_FALSE(pages);
+  EXPECT_EQ(pages.error().code, ErrorCode::not_found);
+}
+
+TEST_F(MemoryGuardTest, NothingIsLeftProtectedWhenItCannotStart) {
+  protection.failing = true;
+  MemoryGuard other(system, *guest.kernel, guest.memory, protection, {});
+  EXPECT_FALSE(other.start());
+  EXPECT_TRUE(protection.protected_units().empty());
+}
+
+} // namespace
+} // namespace lararium::gate
