@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <fmt/format.h>
 
 namespace lararium::gate {
@@ -90,7 +91,8 @@ Result<void> MemoryGuard::add_pages(std::vector<GuardedPage> pages) {
       continue;
     Unit &unit = fresh[base];
     unit.size = size;
-    unit.compared = unit.compared || page.kind == PageKind::gdt;
+    const bool is_code = page.kind == PageKind::kernel_text || page.kind == PageKind::module_text;
+    unit.compared = unit.compared || page.kind == PageKind::gdt || (is_code && !protection_.may_hold_code());
     unit.pages.push_back(std::move(page));
   }
   std::uint64_t too_small = 0;
@@ -104,6 +106,13 @@ Result<void> MemoryGuard::add_pages(std::vector<GuardedPage> pages) {
         fmt::format("{} pages share huge pages of the host's with memory that changes: they are compared "
                     "every {} ms, not protected",
                     too_small, options_.timing.poll.count()));
+  const bool has_code = std::ranges::any_of(
+      fresh, [](const auto &entry) { return entry.second.pages.front().kind == PageKind::kernel_text; });
+  if (has_code && !protection_.may_hold_code())
+    limitations_.push_back(
+        fmt::format("the VM translates code (TCG): writes to code cannot be held, so code is compared "
+                    "every {} ms, and who wrote is not known",
+                    options_.timing.poll.count()));
   // Neighbours in one call each.
   for (auto it = fresh.begin(); it != fresh.end();) {
     auto next = std::next(it);
@@ -246,19 +255,6 @@ void MemoryGuard::close(Gpa base, Unit &unit, Clock::time_point now, std::vector
     return;
   }
   unit.patience = options_.timing.patience;
-  // Pages of a module that is gone belong to somebody else now.
-  const auto is_gone = [&](const GuardedPage &page) {
-    if (page.kind != PageKind::module_text)
-      return false;
-    const auto frame = kernel_.space().translate(page.address);
-    if (!frame || frame->address.page() != page.frame || frame->writable)
-      return true;
-    const auto regions = linux_guest::read_module_regions(kernel_);
-    return regions && std::ranges::none_of(regions->items, [&](const linux_guest::ModuleRegion &region) {
-             return region.module == page.owner && page.address + page_size > region.base &&
-                    page.address < region.base + region.size;
-           });
-  };
   lawful_->read_moments();
   const std::vector<GuardedPage> pages = unit.pages;
   for (const GuardedPage &page : pages) {
@@ -274,6 +270,20 @@ void MemoryGuard::close(Gpa base, Unit &unit, Clock::time_point now, std::vector
     }
     judge(unit, page, old, now_there, out);
   }
+}
+
+// Pages of a module that is gone belong to somebody else now.
+bool MemoryGuard::is_gone(const GuardedPage &page) {
+  if (page.kind != PageKind::module_text)
+    return false;
+  const auto frame = kernel_.space().translate(page.address);
+  if (!frame || frame->address.page() != page.frame || frame->writable)
+    return true;
+  const auto regions = linux_guest::read_module_regions(kernel_);
+  return regions && std::ranges::none_of(regions->items, [&](const linux_guest::ModuleRegion &region) {
+           return region.module == page.owner && page.address + page_size > region.base &&
+                  page.address < region.base + region.size;
+         });
 }
 
 void MemoryGuard::judge(const Unit &unit, const GuardedPage &page, Bytes before, Bytes after,
@@ -414,15 +424,23 @@ void MemoryGuard::verify(std::vector<Record> &out) {
   for (; !unverified_.empty(); unverified_.pop_front()) {
     const Unlawful &write = unverified_.front();
     std::string_view action = "reported";
+    const Gpa place = write.page.frame + (write.address - write.page.address);
+    std::vector<std::byte> now_there(write.after.size());
+    // What was compared and changed again since was seen in the middle of something: a probe that is gone by now.
+    if (!write.has_writer && (!memory_.read(place, now_there) || now_there != write.after)) {
+      --counts_.unlawful;
+      static_cast<void>(puts_back(write.address, write.before));
+      expect_again(write);
+      continue;
+    }
     if (options_.revert) {
-      const Gpa place = write.page.frame + (write.address - write.page.address);
-      std::vector<std::byte> now_there(write.after.size());
       action = "overtaken"; // somebody changed it since
       if (memory_.read(place, now_there) && now_there == write.after) {
         action = protection_.overwrite(place, write.before) ? "reverted" : "could not be reverted";
         if (action == "reverted") {
           ++counts_.reverted;
           static_cast<void>(puts_back(write.address, write.before));
+          expect_again(write);
         }
         memory_.refresh();
       }
@@ -561,12 +579,17 @@ void MemoryGuard::look_at_modules() {
 void MemoryGuard::look_at_compared(std::vector<Record> &out) {
   std::array<std::byte, page_size> now_there;
   bool moments_are_fresh = false;
+  std::vector<Gpa> gone;
   for (auto &[base, unit] : units_) {
     if (!unit.compared)
       continue;
     for (std::size_t i = 0; i < unit.pages.size(); ++i) {
       const GuardedPage &page = unit.pages[i];
       const std::span<std::byte> before = std::span(unit.before).subspan(i * page_size, page_size);
+      // Most pages are as they were: where they are mapped they need no copy.
+      if (const Bytes view = memory_.view(page.frame);
+          view.size() >= page_size && std::memcmp(view.data(), before.data(), page_size) == 0)
+        continue;
       if (!memory_.read(page.frame, now_there))
         continue;
       if (page.kind == PageKind::gdt)
@@ -575,14 +598,33 @@ void MemoryGuard::look_at_compared(std::vector<Record> &out) {
             now_there[at] = before[at];
       if (std::ranges::equal(before, now_there))
         continue;
+      if (is_gone(page)) {
+        gone.push_back(base);
+        break;
+      }
       if (!std::exchange(moments_are_fresh, true))
         lawful_->read_moments();
       const std::vector<std::byte> old(before.begin(), before.end());
-      if (!options_.revert)
-        std::ranges::copy(now_there, before.begin());
+      std::ranges::copy(now_there, before.begin());
       judge(unit, page, old, now_there, out);
     }
   }
+  for (const Gpa base : gone)
+    forget(base);
+}
+
+// What a compared page is compared with from now on.
+void MemoryGuard::expect_again(const Unlawful &write) {
+  const std::uint64_t size = protection_.unit_at(write.page.frame);
+  const auto unit = units_.find(Gpa{write.page.frame.value / size * size});
+  if (unit == units_.end() || !unit->second.compared)
+    return;
+  const auto &pages = unit->second.pages;
+  for (std::size_t i = 0; i < pages.size(); ++i)
+    if (pages[i].frame == write.page.frame)
+      std::ranges::copy(write.before,
+                        unit->second.before.begin() +
+                            static_cast<std::ptrdiff_t>(i * page_size + (write.address - write.page.address)));
 }
 
 // The kernel writes int3, what is behind it, and then what is to stay; that takes it no second.

@@ -124,6 +124,8 @@ public:
 
   std::uint64_t unit = page_size;
   bool failing = false; // protect() is refused
+  bool holds_code = true;
+  [[nodiscard]] bool may_hold_code() const override { return holds_code; }
   [[nodiscard]] const std::set<std::uint64_t> &protected_units() const { return protected_; }
   [[nodiscard]] bool somebody_waits() const { return !waiting_.empty(); }
 

@@ -126,6 +126,8 @@ private:
   void look_at_modules();
   void look_at_compared(std::vector<Record> &out);
   void look_at_passing(Clock::time_point now, std::vector<Record> &out);
+  [[nodiscard]] bool is_gone(const GuardedPage &page);
+  void expect_again(const Unlawful &write);
   void forget(Gpa base);
   void release_all();
   [[nodiscard]] std::string describe(Gva address, const GuardedPage &page);

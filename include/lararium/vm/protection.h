@@ -44,6 +44,9 @@ public:
   // Waits until somebody waits, or until the time is over; how many of `out` were filled. One who waits is told of
   // once, and again when the page was protected anew before their write was done. `gone`: the VM ended.
   [[nodiscard]] virtual Result<std::size_t> wait(std::span<WriteFault> out, std::chrono::microseconds timeout) = 0;
+  // Whether a write to code may be held: not where the VM notes what it must translate anew before it writes (TCG), as
+  // it would then go on with what stood there.
+  [[nodiscard]] virtual bool may_hold_code() const { return true; }
   // Writes into memory that is protected, and stays so. A code cache of the VM's may go on with what stood there.
   [[nodiscard]] virtual Result<void> overwrite(Gpa address, Bytes bytes) = 0;
 };

@@ -181,7 +181,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     target.limitations.push_back(std::move(why_no_map));
     TRY_ASSIGN(regions, derive_memory_map(vm, session->process, target.limitations));
   }
-  target.protector = make_protector(session, regions);
+  target.protector = make_protector(session, regions, vm.accelerator != "kvm");
   TRY_ASSIGN(auto memory, QemuMemory::open(session->process, std::move(regions)));
 
   target.identity = {.kind = TargetKind::live,

@@ -37,7 +37,7 @@ struct Region : GuestRegion {
 class QemuProtection final : public WriteProtection {
 public:
   static Result<ProtectionStart> begin(const Process &process, const std::vector<GuestRegion> &guest_regions,
-                                       VcpuThreads threads) {
+                                       VcpuThreads threads, bool translates) {
     // All that can be refused is asked before the VM's process is touched.
     TRY_ASSIGN(const auto support, ask_userfault_support());
     TRY_ASSIGN(const auto mappings, process.mappings());
@@ -60,6 +60,7 @@ public:
     protection->regions_ = std::move(regions);
     protection->threads_ = std::move(threads);
     protection->exact_ = support.exact;
+    protection->translates_ = translates;
     start.protection = std::move(protection);
     return start;
   }
@@ -68,6 +69,10 @@ public:
     const auto *region = region_of(address);
     return region != nullptr ? region->unit : page_size;
   }
+
+  // TCG invalidates its translations of what is written first, and writes then. Held in between, the write meets vCPUs
+  // that translate the old code once more, and nothing invalidates that: the guest goes on with code that is not there.
+  bool may_hold_code() const override { return !translates_; }
 
   Result<void> protect(Gpa base, std::uint64_t size) override {
     return for_each_part(base, size, [&](const Region &region, Hva host, std::uint64_t length) -> Result<void> {
@@ -285,13 +290,13 @@ private:
   std::vector<Region> regions_; // by base
   VcpuThreads threads_;
   std::set<std::uint64_t> registered_; // beginnings of pieces
-  bool exact_ = false;
+  bool exact_ = false, translates_ = false;
 };
 
 class QemuProtector final : public Protector {
 public:
-  QemuProtector(std::shared_ptr<Session> session, std::vector<GuestRegion> regions)
-      : session_(std::move(session)), regions_(std::move(regions)) {}
+  QemuProtector(std::shared_ptr<Session> session, std::vector<GuestRegion> regions, bool translates)
+      : session_(std::move(session)), regions_(std::move(regions)), translates_(translates) {}
   Result<ProtectionStart> begin() override {
     VcpuThreads threads;
     if (!session_->monitors.empty())
@@ -299,7 +304,7 @@ public:
         threads = vcpu_threads(**monitor);
     if (threads.empty())
       threads = vcpu_threads_by_name(session_->process);
-    TRY_ASSIGN(auto start, begin_protection(session_->process, regions_, threads));
+    TRY_ASSIGN(auto start, QemuProtection::begin(session_->process, regions_, threads, translates_));
     if (threads.empty())
       start.limitations.emplace_back("it is not known which thread runs which vCPU: who wrote is not told");
     return start;
@@ -308,17 +313,19 @@ public:
 private:
   std::shared_ptr<Session> session_;
   std::vector<GuestRegion> regions_;
+  bool translates_;
 };
 
 } // namespace
 
-std::unique_ptr<Protector> make_protector(std::shared_ptr<Session> session, std::vector<GuestRegion> regions) {
-  return std::make_unique<QemuProtector>(std::move(session), std::move(regions));
+std::unique_ptr<Protector> make_protector(std::shared_ptr<Session> session, std::vector<GuestRegion> regions,
+                                          bool translates) {
+  return std::make_unique<QemuProtector>(std::move(session), std::move(regions), translates);
 }
 
 Result<ProtectionStart> begin_protection(const Process &process, const std::vector<GuestRegion> &regions,
                                          VcpuThreads threads) {
-  return QemuProtection::begin(process, regions, std::move(threads));
+  return QemuProtection::begin(process, regions, std::move(threads), false);
 }
 
 } // namespace lararium::qemu

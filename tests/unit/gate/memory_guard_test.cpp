@@ -204,6 +204,25 @@ TEST_F(MemoryGuardTest, UnitsLargerThanWhatIsGuardedAreCompared) {
   EXPECT_EQ(records[0].finding->subject, "sys_call_table+0x8");
 }
 
+TEST_F(MemoryGuardTest, CodeThatMayNotBeHeldIsCompared) {
+  protection.holds_code = false;
+  GuardOptions options;
+  options.revert = true;
+  start(std::move(options));
+  EXPECT_EQ(guard->counts().compared_pages, 3U);
+  EXPECT_EQ(protection.protected_units().size(), 3U) << "read-only data and IDT";
+  write(0x250, code({1, 2}));
+  auto records = step(300ms);
+  ASSERT_EQ(records.size(), 1U);
+  EXPECT_EQ(records[0].finding->subject, "other_function+0x50");
+  EXPECT_EQ(field(records[0], "action"), "reverted");
+  EXPECT_EQ(guest.get(0x250, 2), code({0, 0}));
+  EXPECT_TRUE(step(300ms).empty()) << "what was put back is no change";
+  write(SmallKernel::static_call, SmallKernel::branch(0xe8, SmallKernel::static_call, SmallKernel::other_function));
+  EXPECT_TRUE(step(300ms).empty());
+  EXPECT_EQ(guard->counts().lawful, 1U) << "told of once";
+}
+
 TEST_F(MemoryGuardTest, AnotherKernelInItsPlaceEndsIt) {
   start();
   guest.put(0x7000, bytes_of("no banner")); // not guarded here
