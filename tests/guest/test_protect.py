@@ -207,8 +207,9 @@ class Protect(harness.GuestTest):
     def test_killed_under_load(self):
         """SIGKILL at any moment, also while it takes hold of QEMU: nothing of it stays, the guest goes on at once."""
         before = descriptors(self.guest.pid)
-        load = self.guest.start("sh -c 'echo ready; while :; do echo 1 >/proc/sys/kernel/sched_schedstats; "
-                                "echo 0 >/proc/sys/kernel/sched_schedstats; (:); ls /proc >/dev/null; done'")
+        # No static keys: TCG loses such changes now and then on a busy host, protected or not (ADR 5).
+        load = self.guest.start("sh -c 'echo ready; while :; do (:); ls /proc >/dev/null; "
+                                "dd if=/dev/zero of=/tmp/load bs=64k count=8 2>/dev/null; done'")
         chance = random.Random(1)
         held = 0
         slowest = 0.0
