@@ -91,7 +91,7 @@ bool is_same_part(const Part &expected, const Part &found, std::uint32_t slide) 
       continue;
     }
     std::size_t past = at;
-    if (!is_moved_address(expected.bytes, found.bytes, at, slide, past))
+    if (!is_moved_address(expected.bytes, found.bytes, at, slide, past, true))
       return false;
     at = past;
   }
@@ -106,13 +106,23 @@ bool is_filling(Bytes bytes) {
 
 } // namespace
 
-bool is_moved_address(Bytes expected, Bytes found, std::size_t at, std::uint32_t slide, std::size_t &past) {
+bool is_moved_address(Bytes expected, Bytes found, std::size_t at, std::uint32_t slide, std::size_t &past,
+                      bool is_code) {
   // Kernels move by multiples of 2 MiB (CONFIG_PHYSICAL_ALIGN): the two low bytes stay.
   for (const std::size_t low : {std::size_t{2}, std::size_t{3}}) {
     if (at < low)
       continue;
     const auto was = load<std::uint32_t>(expected, at - low), is = load<std::uint32_t>(found, at - low);
-    if (was && is && (*is - *was == slide || *was - *is == slide)) {
+    if (!was || !is)
+      continue;
+    // The lower half of an address in the image, which is linked within the first GiB from 0xffffffff80000000 on. Code
+    // also has physical addresses, and distances to such.
+    const bool is_address = (is_code || (*was >= 0x80000000 && *was < 0xc0000000)) && *is - *was == slide;
+    // Where there are texts, letters that change are no distance.
+    const bool is_text = !is_code && std::ranges::all_of(expected.subspan(at - low, 4), [](std::byte byte) {
+      return byte >= std::byte{' '} && byte <= std::byte{'~'};
+    });
+    if (is_address || (!is_text && *was - *is == slide)) {
       past = at - low + 4;
       return true;
     }
@@ -281,7 +291,7 @@ void ReferenceText::look(const Kernel &kernel, const CodeSites &now, const Give 
         const std::uint64_t end_of_window = std::min(last, at + window_bytes);
         if (std::memcmp(expected.data(), buffer.data(), buffer.size()) == 0)
           continue;
-        compare(from, expected, buffer, is_code, now, [&](const Difference &difference) {
+        compare(from, expected, buffer, is_code, section.name == ".rodata", now, [&](const Difference &difference) {
           const std::uint64_t place = linked(difference.at);
           if (place >= at && place < end_of_window)
             give(difference);
@@ -294,8 +304,8 @@ void ReferenceText::look(const Kernel &kernel, const CodeSites &now, const Give 
     look_at(range.begin, range.end, false);
 }
 
-void ReferenceText::compare(std::uint64_t begin, Bytes expected, Bytes found, bool is_code, const CodeSites &now,
-                            const Give &give) const {
+void ReferenceText::compare(std::uint64_t begin, Bytes expected, Bytes found, bool is_code, bool has_texts,
+                            const CodeSites &now, const Give &give) const {
   for (std::size_t at = 0; at < expected.size();) {
     // On some processors the kernel takes a list of options apart that is a constant of its own, before its data are
     // sealed (__check_quirks_intel()).
@@ -307,7 +317,7 @@ void ReferenceText::compare(std::uint64_t begin, Bytes expected, Bytes found, bo
     std::size_t past = at;
     if (is_code)
       past = std::min<std::size_t>(past_site(begin + at, begin, found, now) - begin, expected.size());
-    if (past != at || is_moved_address(expected, found, at, static_cast<std::uint32_t>(slide_), past)) {
+    if (past != at || is_moved_address(expected, found, at, static_cast<std::uint32_t>(slide_), past, !has_texts)) {
       at = past;
       continue;
     }

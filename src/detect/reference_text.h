@@ -69,8 +69,8 @@ private:
   [[nodiscard]] bool is_text(Gva address) const {
     return linked(address) >= text_begin_ && linked(address) < text_end_;
   }
-  void compare(std::uint64_t begin, Bytes expected, Bytes found, bool is_code, const linux_guest::CodeSites &now,
-               const Give &give) const;
+  void compare(std::uint64_t begin, Bytes expected, Bytes found, bool is_code, bool has_texts,
+               const linux_guest::CodeSites &now, const Give &give) const;
   // Past the place that covers `at` and holds what it may; `at` where there is none.
   [[nodiscard]] std::uint64_t past_site(std::uint64_t at, std::uint64_t begin, Bytes found,
                                         const linux_guest::CodeSites &now) const;
@@ -88,10 +88,11 @@ private:
   std::optional<Gva> return_thunk_;
 };
 
-// Whether the four bytes around a difference at `at` are the same address, moved by `slide` one way or the other (what
-// belongs to a CPU moves the other way); then `past` is behind them.
-[[nodiscard]] bool is_moved_address(Bytes expected, Bytes found, std::size_t at, std::uint32_t slide,
-                                    std::size_t &past);
+// Whether the four bytes around a difference at `at` are the lower half of the same address in the image, moved by
+// `slide`; or a distance to what belongs to a CPU, which moves the other way (until 6.15). `past` is then behind them.
+// Where it is not `is_code`, letters are neither.
+[[nodiscard]] bool is_moved_address(Bytes expected, Bytes found, std::size_t at, std::uint32_t slide, std::size_t &past,
+                                    bool is_code);
 
 // Whether two pieces of code do the same: the same instructions, less nops, that lead to and use the same places.
 // `slide`: by how much constant addresses in `found` may have moved. A jump to `return_thunk` is a return.

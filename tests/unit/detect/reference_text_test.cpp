@@ -47,11 +47,13 @@ TEST(MovedAddress, MovesByTheSlideAndNothingElse) {
   const auto moved = bytes({0x48, 0xc7, 0xc0, 0x10, 0x20, 0xe0, 0x84}),
              other = bytes({0x48, 0xc7, 0xc0, 0x10, 0x20, 0xe0, 0x85});
   std::size_t past = 0;
-  EXPECT_TRUE(is_moved_address(expected, moved, 5, slide, past));
+  EXPECT_TRUE(is_moved_address(expected, moved, 5, slide, past, true));
   EXPECT_EQ(past, 7U);
-  EXPECT_TRUE(is_moved_address(moved, expected, 5, slide, past)) << "what belongs to a CPU moves the other way";
-  EXPECT_FALSE(is_moved_address(expected, other, 5, slide, past));
-  EXPECT_FALSE(is_moved_address(expected, moved, 1, slide, past));
+  EXPECT_TRUE(is_moved_address(moved, expected, 5, slide, past, true)) << "what belongs to a CPU moves the other way";
+  // Text is no address, by however much it changed.
+  EXPECT_FALSE(is_moved_address(bytes({' ', 'v', 'e', 'r'}), bytes({' ', 'v', 'E', 'r'}), 2, 0x200000, past, false));
+  EXPECT_FALSE(is_moved_address(expected, other, 5, slide, past, true));
+  EXPECT_FALSE(is_moved_address(expected, moved, 1, slide, past, true));
 }
 
 } // namespace
