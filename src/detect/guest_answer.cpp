@@ -177,6 +177,8 @@ std::vector<ToldProcess> ps_processes(const std::vector<std::string_view> &lines
   if (lines.empty())
     return result;
   const auto header = words_of(lines.front());
+  if (header.empty())
+    return result;
   const auto column = [&](std::string_view name) { return std::ranges::find(header, name) - header.begin(); };
   const std::ptrdiff_t pid_column = column("PID"), uid_column = column("UID");
   for (const std::string_view line : std::span(lines).subspan(1)) {
