@@ -2,13 +2,17 @@
 // short sequences that hooks are made of.
 #pragma once
 
-#include "code_step.h"
+#include "lararium/arch/x86_64_code_step.h"
 #include "lararium/base/address.h"
 
 #include <algorithm>
 #include <cstdint>
 
 namespace lararium::detect {
+
+using x86_64::CodeStep;
+using x86_64::step_at;
+using x86_64::StepKind;
 
 // A place that may lead somewhere, as the bytes say.
 struct Lead {

@@ -1,9 +1,9 @@
-#include "code_step.h"
+#include "lararium/arch/x86_64_code_step.h"
 
 #include <array>
 #include <cstring>
 
-namespace lararium::detect {
+namespace lararium::x86_64 {
 namespace {
 
 // What follows an opcode.
@@ -271,4 +271,4 @@ CodeStep step_at(Bytes code) {
   return step;
 }
 
-} // namespace lararium::detect
+} // namespace lararium::x86_64

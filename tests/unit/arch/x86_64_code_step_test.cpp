@@ -1,12 +1,10 @@
-#include "code_step.h"
-
-#include "code_sites.h"
+#include "lararium/arch/x86_64_code_step.h"
 
 #include <gtest/gtest.h>
 #include <initializer_list>
 #include <vector>
 
-namespace lararium::detect {
+namespace lararium::x86_64 {
 namespace {
 
 std::vector<std::byte> code(std::initializer_list<unsigned> values) {
@@ -89,17 +87,5 @@ TEST(CodeStep, KnowsLengths) {
     EXPECT_EQ(step_at(none).length, 0);
 }
 
-TEST(CodeSites, TellNopsAndFillingFromCode) {
-  EXPECT_TRUE(is_long_nop(code({0x0f, 0x1f, 0x44, 0, 0})));
-  EXPECT_TRUE(is_long_nop(code({0x66, 0x66, 0x66, 0x66, 0x90, 0xcc})));
-  EXPECT_FALSE(is_long_nop(code({0x0f, 0x1f, 0x44, 0, 1})));
-  EXPECT_FALSE(is_long_nop(code({0x0f, 0x1f, 0x44, 0})));
-  EXPECT_TRUE(is_filling_or_thunks(code({})));
-  EXPECT_TRUE(is_filling_or_thunks(code({0xcc, 0xff, 0xe0, 0xcc, 0xcc, 0x41, 0xff, 0xe3, 0xcc, 0, 0})));
-  EXPECT_FALSE(is_filling_or_thunks(code({0xcc, 0xff, 0xe0, 0x90})));
-  EXPECT_FALSE(is_filling_or_thunks(code({0x41, 0xcc})));
-  EXPECT_FALSE(is_filling_or_thunks(code({0xff, 0xd0, 0xcc}))); // a call
-}
-
 } // namespace
-} // namespace lararium::detect
+} // namespace lararium::x86_64

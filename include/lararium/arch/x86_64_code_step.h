@@ -1,13 +1,14 @@
 // One instruction forward: how long it is, and where it leads if it is one of those by which code is hooked. All of a
 // kernel's text is stepped through at each look, so this is a decoder of lengths (some hundred MB/s) and not of
-// instructions; decode.h has the whole decoder, for single places, and the fuzzer holds the two against each other.
+// instructions; detect/decode.h has the whole decoder, for single places, and a fuzzer holds the two against each
+// other.
 #pragma once
 
 #include "lararium/base/bytes.h"
 
 #include <cstdint>
 
-namespace lararium::detect {
+namespace lararium::x86_64 {
 
 enum class StepKind : std::uint8_t {
   other,
@@ -39,4 +40,4 @@ struct CodeStep {
 // or for an instruction that a processor refuses.
 [[nodiscard]] CodeStep step_at(Bytes code);
 
-} // namespace lararium::detect
+} // namespace lararium::x86_64
