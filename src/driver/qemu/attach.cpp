@@ -1,3 +1,4 @@
+#include "gdb_stub.h"
 #include "lararium/driver/qemu.h"
 #include "lararium/driver/qemu/layout.h"
 #include "lararium/driver/qemu/memory.h"
@@ -196,6 +197,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     // Also when no monitor answered now: it may be free the next time.
     target.vcpus = make_vcpus(session);
     target.run_control = make_run_control(session);
+    target.code_writer = make_code_writer(session);
   } else {
     target.limitations.emplace_back("without a monitor there are no registers, and the guest cannot be paused");
     target.limitations.emplace_back("without a monitor disks are not counted, and vCPUs only when their threads are "

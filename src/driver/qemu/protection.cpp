@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/userfaultfd.h>
+#include <map>
 #include <optional>
 #include <poll.h>
 #include <set>
@@ -133,6 +134,28 @@ public:
       return region.kind == Kind::shared_memory ? overwrite_shared(region, host, part)
                                                 : overwrite_private(region, host, part);
     });
+  }
+
+  std::span<std::byte> page_in_place(Gpa page) override {
+    const auto *region = region_of(page);
+    if (region == nullptr || region->kind != Kind::shared_memory || !region->file || region->unit != page_size ||
+        region->size - (page - region->base) < page_size)
+      return {};
+    auto &mapped = in_place_[page];
+    if (mapped == nullptr) {
+      void *const memory = ::mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, region->file->get(),
+                                  static_cast<off_t>(region->file_offset + (page - region->base)));
+      if (memory == MAP_FAILED)
+        return {};
+      mapped = static_cast<std::byte *>(memory);
+    }
+    return {mapped, page_size};
+  }
+
+  ~QemuProtection() override {
+    for (const auto &[page, mapped] : in_place_)
+      if (mapped != nullptr)
+        ::munmap(mapped, page_size);
   }
 
 private:
@@ -290,6 +313,7 @@ private:
   std::vector<Region> regions_; // by base
   VcpuThreads threads_;
   std::set<std::uint64_t> registered_; // beginnings of pieces
+  std::map<Gpa, std::byte *> in_place_;
   bool exact_ = false, translates_ = false;
 };
 

@@ -1,0 +1,373 @@
+#include "gdb_stub.h"
+
+#include "lararium/driver/qemu/monitor_text.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <fmt/format.h>
+#include <numeric>
+#include <poll.h>
+#include <random>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+namespace lararium::qemu {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto answer_limit = 5s;
+constexpr std::size_t bytes_per_write = 1024; // QEMU's buffer takes packets of 4096 characters
+constexpr std::size_t most_vcpus = 1 << 13;
+constexpr unsigned rip_number = 16; // in QEMU's x86-64 numbering of registers, as gdb's
+
+// The folder in which QEMU opens its end, as QEMU names it and as we do: it may see another root than we, and may run
+// as a user who can write nowhere. Gone as soon as we are connected.
+class MeetingPlace {
+public:
+  [[nodiscard]] static Result<MeetingPlace> make(const Process &process) {
+    struct stat status{};
+    if (::stat(process.path("").c_str(), &status) != 0)
+      return process.explain(fail_errno("cannot look at the VM's process", errno).error());
+    std::random_device random;
+    MeetingPlace place;
+    place.theirs_ = fmt::format("/run/lararium-{:08x}{:08x}", random(), random());
+    place.ours_ = process.path("root") + place.theirs_;
+    if (::mkdir(place.ours_.c_str(), 0700) != 0)
+      return fail_errno(fmt::format("cannot make {} for QEMU's gdb stub", place.ours_), errno);
+    if (::chown(place.ours_.c_str(), status.st_uid, status.st_gid) != 0)
+      return fail_errno(fmt::format("cannot give {} to the VM's user", place.ours_), errno);
+    return place;
+  }
+  MeetingPlace(MeetingPlace &&other) noexcept
+      : theirs_(std::move(other.theirs_)), ours_(std::exchange(other.ours_, {})) {}
+  MeetingPlace &operator=(MeetingPlace &&) = delete;
+  MeetingPlace(const MeetingPlace &) = delete;
+  MeetingPlace &operator=(const MeetingPlace &) = delete;
+  ~MeetingPlace() { remove(ours_); }
+
+  [[nodiscard]] std::string their_socket() const { return theirs_ + "/gdb"; }
+  [[nodiscard]] std::string our_socket() const { return ours_ + "/gdb"; }
+  [[nodiscard]] const std::string &our_folder() const { return ours_; }
+  static void remove(const std::string &folder) {
+    if (folder.empty())
+      return;
+    ::unlink((folder + "/gdb").c_str());
+    ::rmdir(folder.c_str());
+  }
+
+private:
+  MeetingPlace() = default;
+  std::string theirs_, ours_;
+};
+
+void write_all(int socket, std::string_view text) {
+  while (!text.empty()) {
+    const auto count = ::send(socket, text.data(), text.size(), MSG_NOSIGNAL);
+    if (count < 0 && errno == EINTR)
+      continue;
+    if (count <= 0)
+      return;
+    text.remove_prefix(static_cast<std::size_t>(count));
+  }
+}
+
+// Whatever the conversation stopped at: a guest that runs is stopped by the first byte, a packet that was cut ends at
+// '#', an answer that waits for its acknowledgement gets it. Then all breakpoints go, and the guest goes on.
+void let_go(int socket, bool was_running) {
+  write_all(socket, "\x03");
+  ::usleep(20'000);
+  write_all(socket, was_running ? "+#00$D#44" : "+#00");
+  ::usleep(20'000);
+}
+
+void close_stub(Session &session) {
+  constexpr int tries = 20; // somebody may talk to that monitor
+  for (int i = 0; i < tries; ++i) {
+    if (const auto monitor = session.open_monitor(); monitor && (*monitor)->hmp("gdbserver none"))
+      return;
+    ::usleep(50'000);
+  }
+}
+
+std::string hex(Bytes bytes) {
+  std::string text;
+  text.reserve(bytes.size() * 2);
+  for (const std::byte byte : bytes)
+    fmt::format_to(std::back_inserter(text), "{:02x}", std::to_integer<unsigned>(byte));
+  return text;
+}
+
+class QemuCodeSession final : public CodeSession {
+public:
+  explicit QemuCodeSession(std::unique_ptr<GdbStub> stub) : stub_(std::move(stub)) {}
+  Result<void> write(Gpa address, Bytes bytes) override { return stub_->write_physical(address, bytes); }
+  Result<std::vector<Gva>> instruction_pointers() override {
+    TRY_ASSIGN(const auto threads, stub_->threads());
+    std::vector<Gva> pointers;
+    for (const std::string &thread : threads) {
+      TRY_ASSIGN(const auto value, stub_->read_register(thread, rip_number));
+      pointers.push_back(Gva{value});
+    }
+    return pointers;
+  }
+  Result<void> end() override { return stub_->end(); }
+
+private:
+  std::unique_ptr<GdbStub> stub_;
+};
+
+class QemuCodeWriter final : public CodeWriter {
+public:
+  explicit QemuCodeWriter(std::shared_ptr<Session> session) : session_(std::move(session)) {}
+  Result<std::unique_ptr<CodeSession>> begin() override {
+    TRY_ASSIGN(auto stub, GdbStub::open(session_));
+    return std::make_unique<QemuCodeSession>(std::move(stub));
+  }
+
+private:
+  std::shared_ptr<Session> session_;
+};
+
+} // namespace
+
+std::string gdb_packet(std::string_view text) {
+  const auto sum = std::accumulate(text.begin(), text.end(), 0U, [](unsigned so_far, char c) {
+    return (so_far + static_cast<unsigned char>(c)) & 0xff;
+  });
+  return fmt::format("${}#{:02x}", text, sum);
+}
+
+bool GdbPackets::add(std::string_view bytes) {
+  const auto digit = [](char c) -> std::optional<std::uint8_t> {
+    std::uint8_t value = 0;
+    const auto [end, error] = std::from_chars(&c, &c + 1, value, 16);
+    return error == std::errc() ? std::optional(value) : std::nullopt;
+  };
+  for (const char c : bytes)
+    switch (state_) {
+    case State::between: // acknowledgements
+      if (c == '$') {
+        state_ = State::packet;
+        packet_.clear();
+        sum_ = 0;
+      } else if (c == '-') {
+        return false; // a packet of ours came over damaged: no socket does that
+      }
+      break;
+    case State::packet:
+      if (c == '#') {
+        state_ = State::first_digit;
+      } else if (packet_.size() == longest) {
+        return false;
+      } else {
+        packet_ += c;
+        sum_ = static_cast<std::uint8_t>(sum_ + static_cast<unsigned char>(c));
+      }
+      break;
+    case State::first_digit:
+    case State::second_digit: {
+      const auto value = digit(c);
+      if (!value)
+        return false;
+      if (state_ == State::first_digit) {
+        sent_sum_ = static_cast<std::uint8_t>(*value << 4);
+        state_ = State::second_digit;
+        break;
+      }
+      if ((sent_sum_ | *value) != sum_ || packets_.size() == most_vcpus)
+        return false;
+      packets_.push_back(std::move(packet_));
+      packet_ = {};
+      state_ = State::between;
+      break;
+    }
+    }
+  return true;
+}
+
+std::optional<std::string> GdbPackets::next() {
+  if (packets_.empty())
+    return std::nullopt;
+  std::string packet = std::move(packets_.front());
+  packets_.pop_front();
+  return packet;
+}
+
+Result<std::unique_ptr<GdbStub>> GdbStub::open(std::shared_ptr<Session> session) {
+  if (session->monitors.empty())
+    return fail(ErrorCode::unsupported, "the VM has no monitor that can be reached: its code cannot be changed");
+  std::unique_ptr<GdbStub> stub(new GdbStub(session));
+  stub->socket_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!stub->socket_)
+    return fail_errno("cannot make a socket", errno);
+  TRY_ASSIGN(const auto place, MeetingPlace::make(session->process));
+  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+  const std::string path = place.our_socket();
+  if (path.size() >= sizeof address.sun_path)
+    return fail(ErrorCode::unsupported, fmt::format("{} is too long for a socket", path));
+  std::ranges::copy(path, address.sun_path);
+  {
+    TRY_ASSIGN(const auto monitor, session->open_monitor());
+    TRY_ASSIGN(const auto state, ask_state(*monitor));
+    if (state != RunState::running && state != RunState::paused)
+      return fail(ErrorCode::unsupported, "the VM neither runs nor is paused: its code cannot be changed");
+    stub->was_running_ = state == RunState::running;
+    const std::array kept{stub->socket_.get(), session->process.pidfd()};
+    TRY_ASSIGN(auto will, LastWill::make(kept, [session, socket = stub->socket_.get(), was = stub->was_running_,
+                                                folder = place.our_folder()] {
+                 let_go(socket, was);
+                 close_stub(*session);
+                 MeetingPlace::remove(folder);
+               }));
+    stub->will_.emplace(std::move(will));
+    TRY_ASSIGN(const auto said,
+               monitor->hmp(fmt::format("gdbserver unix:{},server=on,wait=off", place.their_socket())));
+    if (::connect(stub->socket_.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0) {
+      const int error = errno;
+      static_cast<void>(monitor->hmp("gdbserver none"));
+      stub->socket_.reset();
+      stub->will_->revoke();
+      return wrap(fail_errno("cannot connect to QEMU's gdb stub", error).error(), said);
+    }
+  }
+  // The guest is stopped when the stub answers.
+  TRY(stub->ask("?"));
+  TRY(stub->ask("Qqemu.PhyMemMode:1"));
+  return stub;
+}
+
+Result<void> GdbStub::receive(Clock::time_point deadline) {
+  std::array<char, 4096> buffer;
+  while (true) {
+    const auto count = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+    if (count > 0)
+      return packets_.add({buffer.data(), static_cast<std::size_t>(count)})
+                 ? Result<void>()
+                 : fail(ErrorCode::protocol, "QEMU's gdb stub answers what is not understood");
+    if (count == 0)
+      return session_->process.explain(
+          Error{.code = ErrorCode::protocol, .message = "QEMU's gdb stub closed the connection"});
+    if (errno != EAGAIN && errno != EINTR)
+      return fail_errno("cannot read from QEMU's gdb stub", errno);
+    const auto left = deadline - Clock::now();
+    if (left <= Clock::duration::zero())
+      return fail(ErrorCode::timeout, "QEMU's gdb stub does not answer");
+    const auto nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+    const timespec limit{nanoseconds / 1'000'000'000, nanoseconds % 1'000'000'000};
+    pollfd source{socket_.get(), POLLIN, 0};
+    ::ppoll(&source, 1, &limit, nullptr);
+  }
+}
+
+Result<void> GdbStub::send(std::string_view command) {
+  const std::string packet = gdb_packet(command);
+  for (std::string_view rest = packet; !rest.empty();) {
+    const auto count = ::send(socket_.get(), rest.data(), rest.size(), MSG_NOSIGNAL);
+    if (count < 0 && errno == EINTR)
+      continue;
+    if (count < 0)
+      return fail_errno("cannot write to QEMU's gdb stub", errno);
+    rest.remove_prefix(static_cast<std::size_t>(count));
+  }
+  return {};
+}
+
+Result<std::string> GdbStub::ask(std::string_view command) {
+  TRY(send(command));
+  const auto deadline = Clock::now() + answer_limit;
+  std::optional<std::string> answer;
+  while (!(answer = packets_.next()))
+    TRY(receive(deadline));
+  write_all(socket_.get(), "+");
+  if (answer->size() == 3 && answer->starts_with('E'))
+    return fail(ErrorCode::protocol, fmt::format("QEMU's gdb stub refuses {}: {}", command.substr(0, 40), *answer));
+  return *answer;
+}
+
+Result<std::optional<std::string>> GdbStub::wait(std::chrono::microseconds timeout) {
+  const auto deadline = Clock::now() + timeout;
+  std::optional<std::string> packet;
+  while (!(packet = packets_.next()))
+    if (auto received = receive(deadline); !received) {
+      if (received.error().code == ErrorCode::timeout)
+        return std::nullopt;
+      return std::unexpected(std::move(received).error());
+    }
+  write_all(socket_.get(), "+");
+  return packet;
+}
+
+Result<void> GdbStub::interrupt() {
+  write_all(socket_.get(), "\x03");
+  TRY_ASSIGN(const auto stopped, wait(answer_limit));
+  if (!stopped)
+    return fail(ErrorCode::timeout, "the VM does not stop");
+  return {};
+}
+
+Result<void> GdbStub::write_physical(Gpa address, Bytes bytes) {
+  for (std::size_t at = 0; at < bytes.size(); at += bytes_per_write) {
+    const Bytes part = clamp_subspan(bytes, at, bytes_per_write);
+    TRY_ASSIGN(const auto answer, ask(fmt::format("M{:x},{:x}:{}", address.value + at, part.size(), hex(part))));
+    if (answer != "OK")
+      return fail(ErrorCode::protocol, fmt::format("QEMU's gdb stub does not write memory: {}", answer));
+  }
+  return {};
+}
+
+Result<std::vector<std::string>> GdbStub::threads() {
+  std::vector<std::string> result;
+  TRY_ASSIGN(auto answer, ask("qfThreadInfo"));
+  while (answer.starts_with('m') && result.size() < most_vcpus) {
+    std::string_view rest = std::string_view(answer).substr(1);
+    while (!rest.empty()) {
+      const auto comma = std::min(rest.find(','), rest.size());
+      result.emplace_back(rest.substr(0, comma));
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
+    }
+    TRY_ASSIGN(answer, ask("qsThreadInfo"));
+  }
+  if (result.empty())
+    return fail(ErrorCode::protocol, "QEMU's gdb stub lists no vCPU");
+  return result;
+}
+
+Result<std::uint64_t> GdbStub::read_register(std::string_view thread, unsigned number) {
+  TRY(ask(fmt::format("Hg{}", thread)));
+  TRY_ASSIGN(const auto answer, ask(fmt::format("p{:x}", number)));
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(answer.data(), answer.data() + answer.size(), value, 16);
+  if (error != std::errc() || end != answer.data() + answer.size() || answer.size() != 16)
+    return fail(ErrorCode::protocol, fmt::format("QEMU's gdb stub does not tell a register: {}", answer));
+  return __builtin_bswap64(value);
+}
+
+Result<void> GdbStub::end() {
+  if (!socket_)
+    return {};
+  // The guest first; the stub can be closed when it runs.
+  Result<void> done;
+  if (was_running_)
+    if (auto answer = ask("D"); !answer)
+      done = std::unexpected(std::move(answer).error());
+  if (!done) { // as if we had died
+    socket_.reset();
+    will_->execute();
+    return done;
+  }
+  socket_.reset();
+  close_stub(*session_);
+  will_->revoke();
+  return {};
+}
+
+std::unique_ptr<CodeWriter> make_code_writer(std::shared_ptr<Session> session) {
+  return std::make_unique<QemuCodeWriter>(std::move(session));
+}
+
+} // namespace lararium::qemu
