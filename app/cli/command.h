@@ -21,7 +21,9 @@ struct OptionSpec {
   std::string names; // "-t,--tree"
   std::string value; // what the help calls its value; empty: a flag
   std::string help;
-  std::variant<bool *, std::string *, std::optional<std::string> *, std::optional<std::int32_t> *, double *> target;
+  std::variant<bool *, std::string *, std::optional<std::string> *, std::optional<std::int32_t> *, double *,
+               std::vector<std::string> *> // may be given several times
+      target;
   std::vector<std::string> choices; // empty: anything
 };
 

@@ -44,6 +44,14 @@ void add_options(CLI::App &app, const Syntax &syntax) {
                       throw CLI::ValidationError(fmt::format("{}: not a whole number: {}", names, visible(text)));
                   });
             },
+            [&](std::vector<std::string> *target) -> CLI::Option * {
+              return app
+                  .add_option_function<std::vector<std::string>>(
+                      spec.names, [target](const std::vector<std::string> &texts) { *target = texts; })
+                  ->expected(1)
+                  ->take_all()
+                  ->allow_extra_args(false);
+            },
             [&](double *target) -> CLI::Option * {
               return app.add_option_function<std::string>(
                   spec.names, [target, names = spec.names](const std::string &text) {
@@ -53,7 +61,7 @@ void add_options(CLI::App &app, const Syntax &syntax) {
             },
         },
         spec.target);
-    if (!spec.value.empty())
+    if (!spec.value.empty() && !std::holds_alternative<std::vector<std::string> *>(spec.target))
       option->take_last();
     if (!spec.choices.empty())
       option->check([choices = spec.choices](const std::string &text) {

@@ -3,6 +3,7 @@
 #include "lararium/os/linux.h"
 #include "lararium/os/linux/modules.h"
 #include "lawful_writes.h"
+#include "running_kernel.h"
 
 #include <algorithm>
 #include <array>
@@ -403,20 +404,7 @@ void MemoryGuard::verify(std::vector<Record> &out) {
         registers = std::move(*answer);
   }
   system_.refresh();
-  const auto runs_this = [&](const VcpuRegisters &vcpu) {
-    if (!vcpu.paging())
-      return false;
-    constexpr std::uint64_t table_bits = 0x000ffffffffff000;
-    const AddressSpace space(memory_, {Gpa{vcpu.cr3 & table_bits}, vcpu.five_level_paging() ? 5 : 4});
-    // With page table isolation the table of user mode maps the entry code alone; the kernel's is the page before it.
-    const AddressSpace kernel_half(memory_, {Gpa{vcpu.cr3 & table_bits & ~page_size}, space.root().levels});
-    const auto &location = kernel_.location();
-    for (const AddressSpace *each : {&space, &kernel_half})
-      if (const auto base = each->translate(location.base); base && base->address == location.physical_base)
-        return true;
-    return false;
-  };
-  if (!kernel_is_there() || (!registers.empty() && std::ranges::none_of(registers, runs_this))) {
+  if (!kernel_is_there() || (!registers.empty() && !some_vcpu_maps(kernel_, registers))) {
     lost_ = true;
     unverified_.clear();
     return;

@@ -49,6 +49,9 @@ public:
   [[nodiscard]] virtual bool may_hold_code() const { return true; }
   // Writes into memory that is protected, and stays so. A code cache of the VM's may go on with what stood there.
   [[nodiscard]] virtual Result<void> overwrite(Gpa address, Bytes bytes) = 0;
+  // One page of memory in place, to be read and written by us whether it is protected or not; empty where the VM's
+  // memory is not shared. Valid as long as this lives.
+  [[nodiscard]] virtual std::span<std::byte> page_in_place(Gpa /*page*/) { return {}; }
 };
 
 struct ProtectionStart {

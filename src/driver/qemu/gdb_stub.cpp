@@ -235,8 +235,16 @@ Result<std::unique_ptr<GdbStub>> GdbStub::open(std::shared_ptr<Session> session)
       return wrap(fail_errno("cannot connect to QEMU's gdb stub", error).error(), said);
     }
   }
-  // The guest is stopped when the stub answers.
-  TRY(stub->ask("?"));
+  // The guest is stopped when the stub answers. Of that it may tell by itself, before or between.
+  TRY(stub->send("qAttached"));
+  for (int i = 0;; ++i) {
+    constexpr int most_stops = 8;
+    TRY_ASSIGN(const auto packet, stub->wait(answer_limit));
+    if (!packet || i == most_stops)
+      return fail(ErrorCode::timeout, "QEMU's gdb stub does not answer");
+    if (*packet == "1")
+      break;
+  }
   TRY(stub->ask("Qqemu.PhyMemMode:1"));
   return stub;
 }
@@ -339,11 +347,15 @@ Result<std::vector<std::string>> GdbStub::threads() {
 
 Result<std::uint64_t> GdbStub::read_register(std::string_view thread, unsigned number) {
   TRY(ask(fmt::format("Hg{}", thread)));
-  TRY_ASSIGN(const auto answer, ask(fmt::format("p{:x}", number)));
+  TRY_ASSIGN(const auto answer, ask("g"));
+  constexpr std::size_t digits = 16; // of each of the general registers and rip
+  const std::string_view text = answer.size() >= (number + 1) * digits
+                                    ? std::string_view(answer).substr(number * digits, digits)
+                                    : std::string_view();
   std::uint64_t value = 0;
-  const auto [end, error] = std::from_chars(answer.data(), answer.data() + answer.size(), value, 16);
-  if (error != std::errc() || end != answer.data() + answer.size() || answer.size() != 16)
-    return fail(ErrorCode::protocol, fmt::format("QEMU's gdb stub does not tell a register: {}", answer));
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
+  if (text.empty() || error != std::errc() || end != text.data() + text.size())
+    return fail(ErrorCode::protocol, "QEMU's gdb stub does not tell the registers");
   return __builtin_bswap64(value);
 }
 

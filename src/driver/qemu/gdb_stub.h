@@ -61,6 +61,7 @@ public:
   [[nodiscard]] Result<void> write_physical(Gpa address, Bytes bytes);
   // Of each vCPU, by number.
   [[nodiscard]] Result<std::vector<std::string>> threads();
+  // The general registers, rip (16): what all QEMUs tell without being asked for descriptions.
   [[nodiscard]] Result<std::uint64_t> read_register(std::string_view thread, unsigned number);
   [[nodiscard]] Result<void> end();
 

@@ -810,6 +810,30 @@ std::optional<TaskBrief> running_task(const Kernel &kernel, std::uint32_t cpu) {
   return brief;
 }
 
+std::optional<Process> process_of_task(const Kernel &kernel, Gva task) {
+  const auto brief = kernel.layout<BriefLayout>();
+  const auto layout = kernel.layout<ProcessLayout>();
+  const auto leader_field = kernel.types().field("task_struct", "group_leader");
+  auto paths = PathResolver::create(kernel);
+  if (!brief || !layout || !paths)
+    return std::nullopt;
+  const auto leader = leader_field ? kernel.read_pointer(task, *leader_field) : std::nullopt;
+  const Gva process = leader && kernel.is_kernel_address(*leader) ? *leader : task;
+  const auto pid = kernel.read_field(process, (*brief)->pid), tgid = kernel.read_field(process, (*brief)->tgid);
+  if (!pid || !tgid)
+    return std::nullopt;
+  ViewStatus status;
+  ProcessReader reader(kernel, **layout, {.arguments = false, .memory = false, .only_pid = {}}, std::move(*paths),
+                       status);
+  return reader.read({process, static_cast<std::int32_t>(*pid), static_cast<std::int32_t>(*tgid)});
+}
+
+std::optional<Gva> parent_of_task(const Kernel &kernel, Gva task) {
+  const auto layout = kernel.layout<BriefLayout>();
+  const auto parent = layout ? kernel.read_pointer(task, (*layout)->parent) : std::nullopt;
+  return parent && kernel.is_kernel_address(*parent) && *parent != task ? parent : std::nullopt;
+}
+
 Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query) {
   View<Process> view;
   // A process' CPU time is the sum over its threads, so all are walked in any case.

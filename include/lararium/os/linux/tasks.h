@@ -49,6 +49,12 @@ struct TaskBrief {
 // The task that a CPU runs, pid 0 (a CPU's idle task) too; nothing where it cannot be read.
 [[nodiscard]] std::optional<TaskBrief> running_task(const Kernel &kernel, std::uint32_t cpu);
 
+// The process of one task, without its arguments and memory; nothing where it cannot be read. For moments in which
+// somebody waits: no list is walked.
+[[nodiscard]] std::optional<Process> process_of_task(const Kernel &kernel, Gva task);
+// A task's real_parent's process; nothing for the first and where it cannot be read.
+[[nodiscard]] std::optional<Gva> parent_of_task(const Kernel &kernel, Gva task);
+
 [[nodiscard]] Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query);
 
 } // namespace lararium::linux_guest

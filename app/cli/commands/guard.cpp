@@ -1,0 +1,356 @@
+#include "../context.h"
+#include "../exit_codes.h"
+#include "../live_records.h"
+#include "../record_output.h"
+#include "../table.h"
+#include "../text.h"
+
+#include "lararium/gate/security_driver.h"
+#include "lararium/policy/rules.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <future>
+#include <thread>
+
+namespace lararium::cli {
+namespace {
+
+using namespace std::chrono_literals;
+using gate::HookEntry;
+using gate::Verdict;
+
+// Decides by the rules of the command line, in our own process.
+class RuleTool final : public gate::SecurityTool {
+public:
+  RuleTool(std::vector<policy::Rule> rules, int error) : rules_(std::move(rules)), error_(error) {}
+  Verdict decide(const HookEntry &hook, const Record &record) override {
+    const policy::Rule *rule = policy::first_match(rules_, hook.name, record);
+    if (rule == nullptr)
+      return {};
+    return {rule->action == policy::Action::deny ? error_ : 0, fmt::format("the rule \"{}\"", rule->text)};
+  }
+
+private:
+  std::vector<policy::Rule> rules_;
+  int error_;
+};
+
+// Serves the hooks of one VM in a thread of its own, which waits for nothing but them.
+class Server {
+public:
+  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, gate::SecurityTool &tool,
+         Outbox &outbox)
+      : host_(host), target_(target), guest_options_(std::move(guest)), options_(std::move(options)), tool_(tool),
+        outbox_(outbox) {
+    guest_options_.running_only = true;
+  }
+  Server(const Server &) = delete;
+  Server &operator=(const Server &) = delete;
+  ~Server() { stop(); }
+
+  [[nodiscard]] Result<void> start() {
+    if (!target_.protector)
+      return fail(ErrorCode::unsupported,
+                  fmt::format("{} is no running VM of QEMU's: there is nothing to guard", target_.identity.name));
+    if (!target_.code_writer)
+      return fail(ErrorCode::unsupported,
+                  fmt::format("{} has no monitor that can be reached: hooks cannot be put in", target_.identity.name));
+    TRY(take_up());
+    thread_ = std::thread([this] { serve(); });
+    return {};
+  }
+  void stop() {
+    stopping_ = true;
+    if (thread_.joinable())
+      thread_.join();
+  }
+  [[nodiscard]] bool ended() const { return ended_; }
+  // When it stands.
+  [[nodiscard]] const gate::DriverCounts &driver_counts() const { return driver_counts_; }
+  [[nodiscard]] const gate::GateCounts &gate_counts() const { return gate_counts_; }
+
+private:
+  Result<void> take_up() {
+    target_.memory->refresh();
+    TRY_ASSIGN(guest_, host_.attach(target_, guest_options_));
+    TRY_ASSIGN(protection_, target_.protector->begin());
+    TRY_ASSIGN(gate_, gate::Gate::install(*guest_.system, *target_.memory, *protection_.protection,
+                                          *target_.code_writer, options_));
+    driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_);
+    Record record;
+    record.type = "guard_started";
+    record.sentence =
+        fmt::format("{} calls in the kernel of {} are hooked; its vCPUs stood still for {:.1f} ms",
+                    gate_->sites().size(), target_.identity.name, static_cast<double>(gate_->stopped().count()) / 1e6);
+    record.with("sites", std::uint64_t{gate_->sites().size()})
+        .with("stopped_microseconds", static_cast<std::uint64_t>(gate_->stopped().count() / 1000));
+    tell(std::move(record));
+    for (const std::string &limitation : protection_.limitations)
+      notice(limitation);
+    for (const std::string &limitation : gate_->limitations())
+      notice(limitation);
+    return {};
+  }
+
+  void serve() {
+    while (!stopping_ && !ended_) {
+      if (!driver_) {
+        if (!target_.liveness->alive())
+          end();
+        else if (!take_up()) {
+          let_go();
+          std::this_thread::sleep_for(300ms);
+        }
+        continue;
+      }
+      std::vector<Record> records;
+      const auto stepped = driver_->step(50ms, records);
+      for (Record &record : records)
+        name_record(record, target_.identity);
+      outbox_.put(records);
+      if (stepped)
+        continue;
+      add_counts();
+      let_go();
+      if (!target_.liveness->alive())
+        end();
+      else
+        notice(fmt::format("{}; nothing is hooked until its guest is up again", stepped.error().describe()));
+    }
+    if (gate_) {
+      add_counts();
+      std::vector<std::string> left;
+      if (const auto removed = gate_->remove(left); !removed)
+        notice(fmt::format("the hooks could not be taken out ({}): they stay, and do nothing",
+                           removed.error().describe()));
+      for (const std::string &sentence : left)
+        notice(sentence);
+    }
+    let_go();
+  }
+
+  void let_go() {
+    driver_.reset();
+    gate_.reset();
+    protection_ = {};
+    guest_ = {};
+  }
+  void end() {
+    Record record;
+    record.type = "vm_gone";
+    record.sentence = fmt::format("the VM {} ended", target_.identity.name);
+    tell(std::move(record));
+    ended_ = true;
+  }
+  void add_counts() {
+    const gate::DriverCounts &driver = driver_->counts();
+    driver_counts_.events += driver.events;
+    driver_counts_.denied += driver.denied;
+    driver_counts_.waited += driver.waited;
+    driver_counts_.longest_wait = std::max(driver_counts_.longest_wait, driver.longest_wait);
+    const gate::GateCounts &counts = gate_->counts();
+    gate_counts_.events += counts.events;
+    gate_counts_.rings += counts.rings;
+    gate_counts_.faults += counts.faults;
+    gate_counts_.tampered += counts.tampered;
+    gate_counts_.forged += counts.forged;
+  }
+  void notice(std::string sentence) {
+    Record record;
+    record.type = "guard_notice";
+    record.sentence = std::move(sentence);
+    tell(std::move(record));
+  }
+  void tell(Record record) {
+    name_record(record, target_.identity);
+    std::vector<Record> one;
+    one.push_back(std::move(record));
+    outbox_.put(one);
+  }
+
+  Host &host_;
+  Target &target_;
+  GuestOptions guest_options_;
+  gate::GateOptions options_;
+  gate::SecurityTool &tool_;
+  Outbox &outbox_;
+  Guest guest_;
+  ProtectionStart protection_;
+  std::unique_ptr<gate::Gate> gate_;
+  std::unique_ptr<gate::SecurityDriver> driver_;
+  std::thread thread_;
+  std::atomic<bool> stopping_ = false, ended_ = false;
+  gate::DriverCounts driver_counts_;
+  gate::GateCounts gate_counts_;
+};
+
+class Guard final : public Command {
+public:
+  void describe(Syntax &syntax) override {
+    syntax.flag("--list-hooks", "list the hooks, and what each sees; needs no VM", list_);
+    syntax.option("--hooks", "NAMES", "only these hooks, separated by commas; all if left out", hooks_);
+    syntax.option("--deny", "RULE",
+                  "make what fits fail, such as 'exec path=/tmp/**' or 'connect port=4444 uid!=0'; can be given again",
+                  deny_);
+    syntax.option("--allow", "RULE", "let what fits happen although a --deny fits, too; can be given again", allow_);
+    syntax.option("--error", "ERROR", "with what a denied call fails. EPERM if left out", error_, {"EPERM", "EACCES"});
+    syntax.option("--for", "SECONDS", "end after that time", for_);
+  }
+
+  Result<void> run(Context &context) override {
+    if (list_)
+      return list(context);
+    if (context.options.pause)
+      return fail(ErrorCode::usage, "guard works on a guest that runs: leave out --pause");
+    gate::GateOptions options;
+    TRY_ASSIGN(options.hooks, chosen_hooks());
+    std::vector<policy::Rule> rules;
+    for (const auto &[texts, action] :
+         {std::pair(&allow_, policy::Action::allow), std::pair(&deny_, policy::Action::deny)})
+      for (const std::string &text : *texts) {
+        TRY_ASSIGN(auto rule, policy::parse_rule(text, action));
+        TRY(check(rule, options.hooks));
+        rules.push_back(std::move(rule));
+      }
+    RuleTool tool(std::move(rules), error_ == "EACCES" ? EACCES : EPERM);
+
+    const SignalGuard guard; // the hooks must come out
+    block_terminal_stops();
+    TRY_ASSIGN(Target *const target, context.target());
+    if (target->vcpus)
+      options.registers = [vcpus = target->vcpus.get()] {
+        return std::async(std::launch::async, [vcpus] { return vcpus->registers(); });
+      };
+    const auto begin = std::chrono::steady_clock::now();
+    Outbox outbox;
+    Server server(context.host, *target, context.options.guest, std::move(options), tool, outbox);
+    TRY(server.start());
+    bool interrupted = false;
+    while (!interrupted && !server.ended()) {
+      TRY(print(context, outbox));
+      if (for_ && std::chrono::steady_clock::now() - begin > std::chrono::seconds(*for_))
+        break;
+      interrupted = interrupted_within(20ms);
+    }
+    server.stop();
+    TRY(print(context, outbox));
+    return print_summary(context, *target, server, outbox.left_out());
+  }
+
+private:
+  static const HookEntry *find_hook(std::string_view name) {
+    const auto hooks = gate::all_hooks();
+    const auto found = std::ranges::find_if(hooks, [&](const HookEntry *hook) { return hook->name == name; });
+    return found == hooks.end() ? nullptr : *found;
+  }
+
+  Result<std::vector<const HookEntry *>> chosen_hooks() const {
+    if (hooks_.empty())
+      return gate::all_hooks();
+    std::vector<const HookEntry *> chosen;
+    for (const std::string &name : split_names(hooks_)) {
+      const HookEntry *hook = find_hook(name);
+      if (hook == nullptr)
+        return fail(ErrorCode::usage,
+                    fmt::format("no hook is called {} (guard --list-hooks lists them)", visible(name)));
+      if (std::ranges::find(chosen, hook) == chosen.end())
+        chosen.push_back(hook);
+    }
+    if (chosen.empty())
+      return fail(ErrorCode::usage, "--hooks names none");
+    return chosen;
+  }
+
+  // A rule that can never do what it says is a mistake.
+  static Result<void> check(const policy::Rule &rule, const std::vector<const HookEntry *> &hooks) {
+    if (rule.hook == "*")
+      return {};
+    const HookEntry *hook = find_hook(rule.hook);
+    if (hook == nullptr)
+      return fail(ErrorCode::usage, fmt::format("the rule \"{}\" begins with no hook (guard --list-hooks lists them)",
+                                                visible(rule.text)));
+    if (std::ranges::find(hooks, hook) == hooks.end())
+      return fail(ErrorCode::usage, fmt::format("the rule \"{}\" needs the hook {}, which --hooks leaves out",
+                                                visible(rule.text), hook->name));
+    if (rule.action == policy::Action::deny && !hook->may_deny)
+      return fail(ErrorCode::usage, fmt::format("the rule \"{}\": what {} sees cannot be denied any more",
+                                                visible(rule.text), hook->name));
+    return {};
+  }
+
+  static Result<void> list(Context &context) {
+    const auto hooks = gate::all_hooks();
+    if (context.options.json) {
+      JsonWriter json(context.out.buffer());
+      json.begin_object().key("hooks").begin_array();
+      for (const HookEntry *hook : hooks)
+        json.begin_object()
+            .member("name", std::string(hook->name))
+            .member("summary", std::string(hook->summary))
+            .member("explained", std::string(hook->explained))
+            .member("may_deny", hook->may_deny)
+            .end_object();
+      json.end_array().end_object();
+      context.out.buffer() += '\n';
+      return context.out.flush();
+    }
+    for (const HookEntry *hook : hooks) {
+      context.out.styled(Style::bold, hook->name);
+      context.out.buffer() +=
+          fmt::format("  {}{}\n    {}\n", hook->summary, hook->may_deny ? "" : " (cannot be denied)", hook->explained);
+    }
+    return context.out.flush();
+  }
+
+  Result<void> print(Context &context, Outbox &outbox) const {
+    for (const Record &record : outbox.take()) {
+      if (record.finding)
+        context.exit_code = exit_findings;
+      print_record(context.out, record, context.options.json);
+    }
+    return context.out.flush();
+  }
+
+  static Result<void> print_summary(Context &context, const Target &target, const Server &server,
+                                    std::uint64_t left_out) {
+    const gate::DriverCounts &driver = server.driver_counts();
+    const gate::GateCounts &counts = server.gate_counts();
+    const auto microseconds = [](std::chrono::nanoseconds time) {
+      return static_cast<std::uint64_t>(time.count() / 1000);
+    };
+    Record record;
+    record.type = "guard_ended";
+    name_record(record, target.identity);
+    record.sentence = fmt::format("{} events, {} denied; decided in {:.1f} us on average, {:.1f} us at most; {} faults",
+                                  driver.events, driver.denied,
+                                  driver.events == 0 ? 0.0
+                                                     : static_cast<double>(driver.waited.count()) / 1e3 /
+                                                           static_cast<double>(driver.events),
+                                  static_cast<double>(driver.longest_wait.count()) / 1e3, counts.faults);
+    record.with("events", driver.events)
+        .with("denied", driver.denied)
+        .with("faults", counts.faults)
+        .with("rings", counts.rings)
+        .with("tampered", counts.tampered)
+        .with("forged", counts.forged)
+        .with("waited_microseconds", microseconds(driver.waited))
+        .with("longest_wait_microseconds", microseconds(driver.longest_wait))
+        .with("records_left_out", left_out);
+    print_record(context.out, record, context.options.json);
+    return context.out.flush();
+  }
+
+  bool list_ = false;
+  std::string hooks_, error_ = "EPERM";
+  std::vector<std::string> deny_, allow_;
+  std::optional<std::int32_t> for_;
+};
+
+LARARIUM_COMMAND(Guard, "guard", security, vm, "sees what programs do as they do it, and denies what rules forbid")
+
+} // namespace
+} // namespace lararium::cli

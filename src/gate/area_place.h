@@ -1,0 +1,46 @@
+// Where in a guest the gate's pages can lie: physical pages that the kernel has set aside and does not use, and an
+// entry of its page tables that is free for ever.
+//
+// Pages: Linux keeps the first MiB of RAM reserved (all of it since f1d4d47c5851, 5.13 and its stable backports; the
+// first 64 KiB before). What is reserved is read from the kernel's own page structures. Taken are only pages that its
+// memory map calls RAM, that hold nothing but zeros, and that are not its code for starting other CPUs.
+//
+// Entry: of the table that maps the last GiB of the address space (level2_fixmap_pgt), which all processes share, above
+// the modules' room and the fixmap: "6 MB reserved space + a 2MB hole" in arch/x86/kernel/head_64.S. No allocation of
+// the kernel's ever gets there.
+#pragma once
+
+#include "lararium/base/result.h"
+#include "lararium/os/linux/kernel.h"
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace lararium::gate {
+
+struct AreaPlace {
+  Gva base;                // 2 MiB, mapped by `table`
+  Gpa entry;               // of the page table entry that leads to `table`
+  Gpa table;               // our page table
+  std::vector<Gpa> frames; // what it maps, from `base` on
+};
+
+// Candidates for the area's base address, best first.
+[[nodiscard]] std::vector<Gva> area_bases();
+
+// Where the entry lies that maps 2 MiB at `base`, in the tables of the kernel; nothing where those above it are absent.
+[[nodiscard]] std::optional<Gpa> area_entry(const linux_guest::Kernel &kernel, Gva base);
+
+// A place for so many pages, besides its page table. `unsupported` says what is missing.
+[[nodiscard]] Result<AreaPlace> find_area_place(const linux_guest::Kernel &kernel, std::size_t pages);
+
+// How many pages could be had at all, the page table left out.
+[[nodiscard]] Result<std::vector<Gpa>> find_free_frames(const linux_guest::Kernel &kernel);
+
+// The entries of the page table: code is executable, of the rest only `writable` pages (by number) can be written.
+// Everything that a CPU would set itself (accessed, dirty) is set.
+[[nodiscard]] std::uint64_t area_table_entry(Gpa frame, bool executable, bool writable);
+[[nodiscard]] std::uint64_t area_directory_entry(Gpa table);
+
+} // namespace lararium::gate

@@ -1,0 +1,97 @@
+#include "call_sites.h"
+
+#include "lararium/arch/x86_64_code_step.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace lararium::gate {
+namespace {
+
+using linux_guest::Kernel;
+
+constexpr std::uint64_t largest_text = 256 << 20;
+constexpr std::uint64_t longest_function = 256 << 10;
+constexpr std::size_t site_limit = 4096;
+// What call depth tracking puts before a function, and what a call leads to then: `sarq $5, %gs:...` (callthunks.c,
+// e81dc127ef69, 6.2).
+constexpr std::uint64_t longest_padding = 16;
+constexpr std::array<std::byte, 3> accounting{std::byte{0x65}, std::byte{0x48}, std::byte{0xc1}};
+
+bool is_function(const Kernel &kernel, Gva target, Gva function) {
+  if (target == function)
+    return true;
+  std::array<std::byte, 3> code{};
+  return target < function && function - target <= longest_padding && kernel.space().read(target, code) &&
+         code == accounting;
+}
+
+// Whether stepping from the symbol before it meets the site.
+bool is_instruction(const Kernel &kernel, Gva site) {
+  const auto symbol = kernel.profile().nearest(site - kernel.location().base);
+  if (!symbol)
+    return false;
+  const Gva begin = kernel.location().base + symbol->value;
+  if (site - begin > longest_function)
+    return false;
+  std::vector<std::byte> code(site - begin + 5);
+  if (!kernel.space().read(begin, code))
+    return false;
+  std::size_t at = 0;
+  while (at < site - begin) {
+    const auto step = x86_64::step_at(Bytes(code).subspan(at));
+    if (step.length == 0)
+      return false;
+    at += step.length;
+  }
+  return at == site - begin;
+}
+
+} // namespace
+
+Result<CallSites> find_call_sites(const Kernel &kernel, std::span<const Gva> functions) {
+  const auto begin = kernel.symbol("_stext"), end = kernel.symbol("_etext");
+  if (!begin || !end || *end <= *begin || *end - *begin > largest_text)
+    return fail(ErrorCode::not_found, "the kernel's symbols do not say where its text lies");
+  std::vector<std::pair<Gva, std::size_t>> wanted;
+  for (std::size_t i = 0; i < functions.size(); ++i)
+    wanted.emplace_back(functions[i], i);
+  std::ranges::sort(wanted);
+  // The image is contiguous in physical memory.
+  const auto &location = kernel.location();
+  const Gpa physical = location.physical_base + (*begin - location.base);
+  const std::uint64_t size = *end - *begin;
+  std::vector<std::byte> copy;
+  Bytes text = kernel.memory().view(physical);
+  if (text.size() < size) {
+    copy.resize(size);
+    if (!kernel.memory().read(physical, copy))
+      return fail(ErrorCode::memory_fault, "the kernel's text cannot be read");
+    text = copy;
+  }
+  text = text.first(size);
+
+  CallSites result;
+  for (std::size_t at = 0; at + 5 <= text.size(); ++at) {
+    if ((text[at] & std::byte{0xfe}) != std::byte{0xe8})
+      continue;
+    std::int32_t distance = 0;
+    std::memcpy(&distance, text.data() + at + 1, sizeof distance);
+    const Gva target = *begin + (at + 5) + static_cast<std::uint64_t>(std::int64_t{distance});
+    // The first function at or behind it.
+    const auto found = std::ranges::lower_bound(wanted, target, {}, &std::pair<Gva, std::size_t>::first);
+    if (found == wanted.end() || found->first - target > longest_padding || !is_function(kernel, target, found->first))
+      continue;
+    if (!is_instruction(kernel, *begin + at)) {
+      ++result.unverified;
+      continue;
+    }
+    if (result.sites.size() == site_limit)
+      return fail(ErrorCode::corrupt, "the kernel's text calls the watched functions from too many places");
+    result.sites.push_back({*begin + at, physical + at, distance, text[at] == std::byte{0xe9}, target, found->second});
+  }
+  return result;
+}
+
+} // namespace lararium::gate

@@ -1,0 +1,916 @@
+#include "lararium/gate/gate.h"
+
+#include "area_place.h"
+#include "call_sites.h"
+#include "running_kernel.h"
+#include "trampoline.h"
+
+#include "lararium/os/linux.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <fmt/format.h>
+#include <map>
+#include <thread>
+
+namespace lararium::gate {
+namespace {
+
+using namespace std::chrono_literals;
+using linux_guest::Kernel;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t faults_at_once = 32;
+constexpr std::uint32_t cpu_limit = 256, most_bells = 2;
+constexpr std::size_t banner_bytes = 64;
+constexpr auto landing_limit = 2ms; // for a write that was let go to be done
+constexpr auto registers_limit = 2s;
+constexpr int removal_tries = 50;
+
+struct Slot {
+  std::uint64_t number;
+  std::array<std::uint64_t, 6> arguments;
+  std::uint64_t stack, caller;
+  std::uint32_t stub, abandoned;
+};
+static_assert(offsetof(Slot, stack) == SLOT_STACK && offsetof(Slot, caller) == SLOT_CALLER &&
+              offsetof(Slot, stub) == SLOT_STUB && offsetof(Slot, abandoned) == SLOT_ABANDONED);
+
+// How many cycles of the guest's clock that is.
+std::uint64_t cycles_in(const Kernel &kernel, std::chrono::microseconds time) {
+  constexpr std::uint32_t fallback_khz = 2'000'000;
+  const auto symbol = kernel.symbol("tsc_khz");
+  const std::uint32_t khz = symbol ? kernel.read<std::uint32_t>(*symbol).value_or(0) : 0;
+  return static_cast<std::uint64_t>(time.count()) * (khz == 0 ? fallback_khz : khz) / 1000;
+}
+
+bool fits(const ArgumentFilter &filter, const std::array<std::uint64_t, 6> &arguments) {
+  if (filter.argument == 0)
+    return true;
+  const std::uint64_t value = arguments[filter.argument - 1U] & filter.mask;
+  return value == filter.value || value == filter.other_value;
+}
+
+// A gate's pages as they lie in a guest, whoever put them there.
+struct Found {
+  Gva base;
+  Gpa entry, table;
+  AreaShape shape;
+  std::vector<Gpa> frames;
+  std::vector<PatchedSite> sites;
+  std::uint32_t generation = 0;
+};
+
+std::optional<Found> find_area(const Kernel &kernel) {
+  constexpr Gpa low_end{1 << 20};
+  for (const Gva base : area_bases()) {
+    const auto entry = area_entry(kernel, base);
+    std::uint64_t value = 0;
+    if (!entry || !kernel.memory().read(*entry, writable_bytes_of(value)) || (value & x86_64::entry::present) == 0 ||
+        (value & x86_64::entry::large) != 0)
+      continue;
+    Found found{.base = base,
+                .entry = *entry,
+                .table = Gpa{value & x86_64::entry::address_mask},
+                .shape = {},
+                .frames = {},
+                .sites = {}};
+    if (found.table >= low_end)
+      continue;
+    for (std::uint64_t i = 0; i < page_size / 8; ++i) {
+      std::uint64_t page = 0;
+      if (!kernel.memory().read(found.table + 8 * i, writable_bytes_of(page)) || (page & x86_64::entry::present) == 0)
+        break;
+      const Gpa frame{page & x86_64::entry::address_mask};
+      if (frame >= low_end)
+        break;
+      found.frames.push_back(frame);
+    }
+    const auto at = [&]<class T>(std::uint64_t offset, T &out) {
+      return offset / page_size < found.frames.size() &&
+             kernel.memory().read(found.frames[offset / page_size] + offset % page_size, writable_bytes_of(out));
+    };
+    std::uint64_t magic = 0;
+    std::uint32_t version = 0, cpus = 0, count = 0;
+    if (!at(GATE_BOARD + BOARD_MAGIC, magic) || magic != area_magic || !at(GATE_BOARD + BOARD_VERSION, version) ||
+        version != area_version || !at(GATE_BOARD + BOARD_CPU_COUNT, cpus) || cpus == 0 || cpus > cpu_limit ||
+        !at(GATE_BOARD + BOARD_SITE_COUNT, count) || count > site_limit ||
+        !at(GATE_BOARD + BOARD_GENERATION, found.generation))
+      continue;
+    std::uint64_t mask = 0;
+    if (!at(GATE_CPUS + CPU_BELL_MASK, mask) || mask / page_size >= 64)
+      continue;
+    found.shape = {cpus, static_cast<std::uint32_t>(mask / page_size + 1)};
+    if (found.shape.pages() != found.frames.size())
+      continue;
+    for (std::uint32_t i = 0; i < count; ++i)
+      if (PatchedSite site; at(GATE_SITES + i * sizeof site, site))
+        found.sites.push_back(site);
+    return found;
+  }
+  return std::nullopt;
+}
+
+// Puts the original calls back. A call that is not as it was left is not touched; the area must stay then.
+bool restore_sites(const Kernel &kernel, CodeSession &session, Gva base, std::span<const PatchedSite> sites,
+                   std::vector<std::string> &left, Result<void> &done) {
+  bool all = true;
+  const auto &location = kernel.location();
+  for (const PatchedSite &site : sites) {
+    std::array<std::byte, 5> now{};
+    // The journal lies in the guest: what it names must be a call of this kernel that leads to us.
+    const Gva leads_to = site.address + 5 + static_cast<std::uint64_t>(std::int64_t{site.patched});
+    const bool is_text = site.address >= location.base && site.address - location.base < location.size &&
+                         site.physical == location.physical_base + (site.address - location.base) && leads_to >= base &&
+                         leads_to - base < GATE_CODE_PAGES * page_size;
+    if (!is_text || !kernel.memory().read(site.physical, now)) {
+      left.push_back(fmt::format("the call at {:#x} cannot be read: it is left alone", site.address.value));
+      all = false;
+      continue;
+    }
+    std::int32_t distance = 0;
+    std::memcpy(&distance, now.data() + 1, sizeof distance);
+    if (now[0] == std::byte{0xcc}) {
+      left.push_back(fmt::format("a probe of the guest's stands on the call at {:#x} and has a copy of it: the hooks' "
+                                 "pages stay in the guest, and do nothing",
+                                 site.address.value));
+      all = false;
+    }
+    if (distance == site.original)
+      continue;
+    if (distance != site.patched) {
+      left.push_back(
+          fmt::format("the call at {:#x} was changed by somebody else: it is left alone", site.address.value));
+      all = false;
+      continue;
+    }
+    if (done)
+      done = session.write(site.physical + 1, std::as_bytes(std::span(&site.original, 1)));
+  }
+  return all && done.has_value();
+}
+
+// Two stops: after the first nobody enters the area any more; at the second nobody is inside.
+Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter &writer, const Found &area,
+                      std::chrono::microseconds grace, std::vector<std::string> &left) {
+  bool all = false;
+  {
+    TRY_ASSIGN(const auto session, writer.begin());
+    system.refresh();
+    Result<void> done;
+    all = restore_sites(kernel, *session, area.base, area.sites, left, done);
+    TRY(session->end());
+    TRY(std::move(done));
+  }
+  if (!all)
+    return {};
+  for (int i = 0; i < removal_tries; ++i) {
+    std::this_thread::sleep_for(grace);
+    TRY_ASSIGN(const auto session, writer.begin());
+    TRY_ASSIGN(const auto pointers, session->instruction_pointers());
+    if (std::ranges::any_of(
+            pointers, [&](Gva pointer) { return pointer >= area.base && pointer - area.base < area.shape.size(); }))
+      continue;
+    const std::uint64_t nothing = 0;
+    TRY(session->write(area.entry, std::as_bytes(std::span(&nothing, 1))));
+    const std::vector<std::byte> zeros(page_size);
+    std::array<std::byte, page_size> now{};
+    const auto clear = [&](Gpa page) -> Result<void> {
+      if (kernel.memory().read(page, now) && std::ranges::equal(now, zeros))
+        return {};
+      return session->write(page, zeros);
+    };
+    TRY(clear(area.table));
+    for (const Gpa frame : area.frames)
+      TRY(clear(frame));
+    return session->end();
+  }
+  left.emplace_back("a vCPU stands inside the hooks' pages: they stay in the guest, and do nothing");
+  return {};
+}
+
+} // namespace
+
+class Gate::State {
+public:
+  State(OperatingSystem &system, const Kernel &kernel, PhysicalMemory &memory, WriteProtection &protection,
+        CodeWriter &writer, GateOptions options, CallReader reader)
+      : system_(system), kernel_(kernel), memory_(memory), protection_(protection), writer_(writer),
+        options_(std::move(options)), reader_(std::move(reader)) {}
+
+  Result<void> find_sites();
+  Result<void> find_place();
+  Result<void> put_in();
+  Result<void> hold();
+  Result<void> wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,
+                    std::vector<Tampering> &tamperings);
+  Result<void> answer(const GateEvent &event, int verdict);
+  Result<void> remove(std::vector<std::string> &left);
+  void let_go();
+
+  std::vector<GateSite> sites;
+  std::vector<std::string> limitations;
+  GateCounts counts;
+  std::chrono::nanoseconds stopped{};
+  [[nodiscard]] const CallReader &reader() const { return reader_; }
+
+private:
+  struct Watcher {
+    const HookEntry *hook = nullptr;
+    ArgumentFilter filter;
+  };
+  struct StubPlace {
+    std::string function;
+    std::vector<Watcher> watchers;
+    std::vector<Gva> returns; // behind its calls
+    bool has_jump = false;    // it returns to its caller's caller
+  };
+  struct Cpu {
+    std::uint64_t answered = 0; // number of the last event
+    std::uint64_t pending = 0;  // 0: none waits
+    std::uint64_t forged = 0;   // of one that was told as made up
+    bool pending_rang = false;
+    std::optional<std::uint64_t> open_bell; // of that event
+    std::optional<std::uint32_t> vcpu;      // that rings for it
+  };
+  struct Changed { // an area page, or a call, that somebody wrote to
+    Tampering tampering;
+    Gpa place;
+    Clock::time_point seen;
+    bool is_held = false, is_code = false;
+    std::uint64_t page = 0; // offset of the page in the area, where it is one
+  };
+
+  [[nodiscard]] Gpa frame_of(std::uint64_t offset) const {
+    return place_.frames[offset / page_size] + offset % page_size;
+  }
+  [[nodiscard]] bool is_held(std::uint64_t offset) const { return !shape_.is_slot(offset) && !shape_.is_bell(offset); }
+  Result<void> write_board(std::uint64_t offset, Bytes bytes);
+  Result<void> write_area(std::uint64_t offset, Bytes bytes);
+  [[nodiscard]] bool read_slot(std::uint32_t cpu, Slot &slot) const;
+  void take_fault(const WriteFault &fault, std::vector<GateEvent> &events, std::vector<Tampering> &tamperings);
+  void take_event(std::uint32_t cpu, bool rang, std::optional<std::uint32_t> vcpu, std::vector<GateEvent> &events,
+                  std::vector<Tampering> &tamperings);
+  Result<void> open_bell(std::uint32_t cpu, std::uint64_t number);
+  void hold_bell(std::uint32_t cpu);
+  void scan(std::vector<GateEvent> &events, std::vector<Tampering> &tamperings);
+  void take_write(std::uint64_t offset, const WriteFault &fault);
+  void look_at_the_rest();
+  void settle(std::vector<Tampering> &tamperings);
+  [[nodiscard]] bool put_back(Changed &changed);
+  [[nodiscard]] bool kernel_is_there() const;
+  [[nodiscard]] std::string place_name(std::uint64_t offset) const;
+
+  OperatingSystem &system_;
+  const Kernel &kernel_;
+  PhysicalMemory &memory_;
+  WriteProtection &protection_;
+  CodeWriter &writer_;
+  GateOptions options_;
+  CallReader reader_;
+
+  AreaPlace place_;
+  AreaShape shape_;
+  BoardSettings settings_;
+  std::vector<CallSite> calls_;
+  std::vector<Stub> stubs_;
+  std::vector<StubPlace> stub_places_;
+  std::vector<PatchedSite> patched_;
+  std::vector<std::byte> expected_;      // the area as it should be, but for slots and bells
+  std::vector<std::byte> table_;         // the page table
+  std::map<Gpa, std::uint64_t> offsets_; // of our frames; the table's is beyond the area
+  std::vector<Cpu> cpus_;
+  std::vector<std::byte> banner_;
+  std::vector<Changed> changed_;
+  std::future<Result<std::vector<VcpuRegisters>>> registers_;
+  Clock::time_point next_poll_, awake_until_;
+  bool awake_ = false, lost_ = false, in_guest_ = false;
+};
+
+// ---- putting in
+
+Result<void> Gate::State::find_sites() {
+  // Several hooks may watch one function, each for other arguments. A call leads to one stub.
+  struct Function {
+    std::string name;
+    std::vector<Watcher> watchers;
+  };
+  std::vector<Function> functions;
+  std::vector<Gva> addresses;
+  for (const HookEntry *hook : options_.hooks) {
+    auto points = hook->points(kernel_);
+    if (!points)
+      return wrap(std::move(points).error(), fmt::format("the hook {}", hook->name));
+    for (HookPoint &point : *points) {
+      const auto address = kernel_.symbol(point.function);
+      if (!address)
+        return fail(ErrorCode::unsupported,
+                    fmt::format("the hook {}: the kernel has no function {}", hook->name, point.function));
+      const auto known = std::ranges::find(addresses, *address) - addresses.begin();
+      if (static_cast<std::size_t>(known) == addresses.size()) {
+        addresses.push_back(*address);
+        functions.push_back({point.function, {}});
+      }
+      functions[static_cast<std::size_t>(known)].watchers.push_back({hook, point.filter});
+    }
+  }
+  TRY_ASSIGN(auto found, find_call_sites(kernel_, addresses));
+  calls_ = std::move(found.sites);
+  for (std::size_t i = 0; i < functions.size(); ++i)
+    if (std::ranges::none_of(calls_, [&](const CallSite &call) { return call.function == i; }))
+      return fail(ErrorCode::unsupported,
+                  fmt::format("the hook {}: no direct call of {} was found in the kernel's text",
+                              functions[i].watchers.front().hook->name, functions[i].name));
+  std::map<std::pair<std::size_t, Gva>, std::uint32_t> numbers; // of stubs, by function and target
+  for (const CallSite &call : calls_) {
+    const Function &function = functions[call.function];
+    const auto [entry, is_new] =
+        numbers.try_emplace({call.function, call.target}, static_cast<std::uint32_t>(stubs_.size()));
+    if (is_new) {
+      const auto hook = std::ranges::find(options_.hooks, function.watchers.front().hook) - options_.hooks.begin();
+      stubs_.push_back({call.target, static_cast<std::uint8_t>(hook),
+                        function.watchers.size() == 1 ? function.watchers.front().filter : ArgumentFilter{}});
+      stub_places_.push_back({function.name, function.watchers, {}, false});
+    }
+    StubPlace &place = stub_places_[entry->second];
+    if (call.is_jump)
+      place.has_jump = true;
+    else
+      place.returns.push_back(call.behind());
+    patched_.push_back({call.address, call.physical, call.distance, 0, entry->second, 0});
+    sites.push_back({function.watchers.front().hook, function.name, call.address});
+  }
+  if (stubs_.size() > stub_room() || patched_.size() > site_limit)
+    return fail(ErrorCode::unsupported, fmt::format("{} calls are too many to hook at once", patched_.size()));
+  return {};
+}
+
+Result<void> Gate::State::find_place() {
+  shape_.cpus = kernel_.cpu_count();
+  shape_.bells = most_bells;
+  if (shape_.cpus == 0 || shape_.cpus > cpu_limit)
+    return fail(ErrorCode::unsupported, fmt::format("a guest with {} CPUs is not hooked so far", shape_.cpus));
+  TRY_ASSIGN(place_, find_area_place(kernel_, shape_.pages()));
+  for (std::size_t i = 0; i < place_.frames.size(); ++i)
+    offsets_.emplace(place_.frames[i], i * page_size);
+  offsets_.emplace(place_.table, shape_.size());
+  for (const auto &[frame, offset] : offsets_)
+    if (protection_.unit_at(frame) != page_size)
+      return fail(ErrorCode::unsupported,
+                  "the VM's memory is made of huge pages of the host's: writes to a single page "
+                  "of it cannot be held, so there can be no gate");
+  return {};
+}
+
+Result<void> Gate::State::put_in() {
+  const auto banner = kernel_.symbol("linux_banner");
+  banner_.resize(banner_bytes);
+  if (!banner || !kernel_.space().read(*banner, banner_))
+    return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
+
+  for (PatchedSite &site : patched_)
+    site.patched = static_cast<std::int32_t>((place_.base + stub_offset(site.stub)) - (site.address + 5));
+  settings_ = {.on = false,
+               .default_verdict = static_cast<std::uint8_t>(options_.default_verdict),
+               .generation = 1,
+               .spin_cycles = cycles_in(kernel_, options_.awake),
+               .patience_cycles = cycles_in(kernel_, options_.patience)};
+  expected_ = make_area(place_.base, shape_, settings_, stubs_, patched_);
+  table_.resize(page_size);
+  for (std::size_t i = 0; i < place_.frames.size(); ++i) {
+    const std::uint64_t offset = i * page_size;
+    const std::uint64_t entry = area_table_entry(place_.frames[i], shape_.is_code(offset), !is_held(offset));
+    std::memcpy(table_.data() + 8 * i, &entry, sizeof entry);
+  }
+  cpus_.resize(shape_.cpus);
+
+  const auto begin = Clock::now();
+  TRY_ASSIGN(const auto session, writer_.begin());
+  system_.refresh();
+  // Nothing is replaced that is not what it was taken for.
+  std::uint64_t entry = 1;
+  if (!memory_.read(place_.entry, writable_bytes_of(entry)) || entry != 0)
+    return fail(ErrorCode::unsupported, "the free entry of the kernel's page tables was taken meanwhile");
+  std::array<std::byte, page_size> page{};
+  for (const auto &[frame, offset] : offsets_)
+    if (!memory_.read(frame, page) || std::ranges::any_of(page, [](std::byte byte) { return byte != std::byte{0}; }))
+      return fail(ErrorCode::unsupported, "a page that the kernel has set aside was written to meanwhile");
+  for (const CallSite &call : calls_) {
+    std::array<std::byte, 5> now{};
+    std::int32_t distance = 0;
+    if (!memory_.read(call.physical, now))
+      return fault(call.address);
+    std::memcpy(&distance, now.data() + 1, sizeof distance);
+    if (now[0] != (call.is_jump ? std::byte{0xe9} : std::byte{0xe8}) || distance != call.distance)
+      return fail(ErrorCode::unsupported,
+                  fmt::format("the call at {:#x} was changed meanwhile: nothing was hooked", call.address.value));
+  }
+  const auto write = [&](std::uint64_t offset) {
+    return session->write(frame_of(offset), Bytes(expected_).subspan(offset, page_size));
+  };
+  for (std::uint64_t offset = 0; offset < shape_.slots(); offset += page_size)
+    TRY(write(offset));
+  TRY(session->write(place_.table, table_));
+  const std::uint64_t directory = area_directory_entry(place_.table);
+  TRY(session->write(place_.entry, std::as_bytes(std::span(&directory, 1))));
+  in_guest_ = true;
+  for (const PatchedSite &site : patched_)
+    TRY(session->write(site.physical + 1, std::as_bytes(std::span(&site.patched, 1))));
+  TRY(session->end());
+  stopped = Clock::now() - begin;
+  return {};
+}
+
+Result<void> Gate::State::hold() {
+  for (const auto &[frame, offset] : offsets_)
+    if (offset >= shape_.size() || !shape_.is_slot(offset))
+      TRY(protection_.protect(frame, page_size));
+  settings_.on = true;
+  const std::byte on{1};
+  TRY(write_board(BOARD_ON, std::span(&on, 1)));
+  next_poll_ = Clock::now() + options_.poll;
+  return {};
+}
+
+// ---- events
+
+Result<void> Gate::State::write_area(std::uint64_t offset, Bytes bytes) {
+  std::ranges::copy(bytes, expected_.begin() + static_cast<std::ptrdiff_t>(offset));
+  const Gpa frame = frame_of(offset);
+  if (const auto page = protection_.page_in_place(frame.page()); !page.empty()) {
+    std::byte *const target = page.data() + frame.page_offset();
+    if (bytes.size() == sizeof(std::uint64_t)) { // whole, for a CPU that looks at it
+      std::uint64_t value = 0;
+      std::memcpy(&value, bytes.data(), sizeof value);
+      std::atomic_ref(*reinterpret_cast<std::uint64_t *>(target)).store(value, std::memory_order_release);
+    } else {
+      std::memcpy(target, bytes.data(), bytes.size());
+    }
+    return {};
+  }
+  return protection_.overwrite(frame, bytes);
+}
+
+Result<void> Gate::State::write_board(std::uint64_t offset, Bytes bytes) {
+  return write_area(GATE_BOARD + offset, bytes);
+}
+
+bool Gate::State::read_slot(std::uint32_t cpu, Slot &slot) const {
+  return memory_.read(frame_of(shape_.slot_of(cpu)), writable_bytes_of(slot));
+}
+
+// The bell of the event before is held again: its CPU went on long ago.
+void Gate::State::hold_bell(std::uint32_t cpu) {
+  Cpu &state = cpus_[cpu];
+  if (!state.open_bell)
+    return;
+  static_cast<void>(protection_.protect(frame_of(shape_.bell_of(cpu, *state.open_bell)), page_size));
+  state.open_bell.reset();
+}
+
+Result<void> Gate::State::open_bell(std::uint32_t cpu, std::uint64_t number) {
+  Cpu &state = cpus_[cpu];
+  if (state.open_bell && *state.open_bell != number)
+    hold_bell(cpu);
+  state.open_bell = number;
+  return protection_.release(frame_of(shape_.bell_of(cpu, number)), page_size);
+}
+
+void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::uint32_t> vcpu,
+                             std::vector<GateEvent> &events, std::vector<Tampering> &tamperings) {
+  Cpu &state = cpus_[cpu];
+  Slot slot{};
+  memory_.refresh();
+  if (!read_slot(cpu, slot))
+    return;
+  if (slot.number == state.answered + 1 && state.pending == slot.number) {
+    state.pending_rang = state.pending_rang || rang; // told again, or it rang while it is being decided
+    return;
+  }
+  if (slot.number != state.answered + 1) {
+    if (!rang)
+      return;
+    if (slot.number == state.answered && state.answered != 0) { // it rang although it was answered just then
+      static_cast<void>(open_bell(cpu, slot.number));
+      return;
+    }
+    // Nobody of ours rings without an event.
+    ++counts.forged;
+    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
+      static_cast<void>(protection_.release(frame_of(shape_.bell_of(cpu, bell)), page_size));
+    tamperings.push_back({.what = fmt::format("the bell of CPU {} was rung with no event", cpu),
+                          .address = place_.base + shape_.bell_of(cpu, 0),
+                          .expected = {},
+                          .found = {},
+                          .vcpu = vcpu});
+    std::this_thread::sleep_for(100us);
+    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
+      static_cast<void>(protection_.protect(frame_of(shape_.bell_of(cpu, bell)), page_size));
+    state.open_bell.reset();
+    return;
+  }
+  // What the slot says must be what the CPU's own stack says, and come from where a hook is.
+  system_.refresh();
+  const bool is_known = slot.stub < stubs_.size();
+  const auto returns_to = kernel_.read<std::uint64_t>(Gva{slot.stack});
+  const bool is_call =
+      is_known && returns_to == slot.caller &&
+      (stub_places_[slot.stub].has_jump ||
+       std::ranges::find(stub_places_[slot.stub].returns, Gva{slot.caller}) != stub_places_[slot.stub].returns.end());
+  if (!is_call || (vcpu && state.vcpu && *vcpu != *state.vcpu)) {
+    if (state.forged != slot.number) {
+      ++counts.forged;
+      tamperings.push_back({.what = fmt::format("an event of CPU {} that no hooked call made", cpu),
+                            .address = place_.base + shape_.slot_of(cpu),
+                            .expected = {},
+                            .found = {reinterpret_cast<const std::byte *>(&slot),
+                                      reinterpret_cast<const std::byte *>(&slot) + sizeof slot},
+                            .vcpu = vcpu});
+      state.forged = slot.number;
+    }
+    if (rang) // whoever it is goes on; the bell is held again with the next event
+      static_cast<void>(open_bell(cpu, slot.number));
+    return;
+  }
+  state.vcpu = vcpu ? vcpu : state.vcpu;
+  hold_bell(cpu);
+  state.pending = slot.number;
+  state.pending_rang = rang;
+  GateEvent event;
+  event.cpu = cpu;
+  event.number = slot.number;
+  const StubPlace &place = stub_places_[slot.stub];
+  const auto watcher =
+      std::ranges::find_if(place.watchers, [&](const Watcher &each) { return fits(each.filter, slot.arguments); });
+  if (watcher == place.watchers.end()) {
+    static_cast<void>(answer(event, 0));
+    return;
+  }
+  event.hook = watcher->hook;
+  event.call = {stub_places_[slot.stub].function, slot.arguments};
+  event.stack = Gva{slot.stack};
+  event.caller = Gva{slot.caller};
+  event.rang = rang;
+  event.seen = Clock::now();
+  events.push_back(event);
+}
+
+Result<void> Gate::State::answer(const GateEvent &event, int verdict) {
+  Cpu &state = cpus_[event.cpu];
+  if (state.pending != event.number)
+    return {};
+  const std::uint64_t word = event.number << 8 | static_cast<std::uint8_t>(verdict);
+  TRY(write_area(shape_.cpu_entry(event.cpu) + CPU_ANSWER, std::as_bytes(std::span(&word, 1))));
+  state.answered = event.number;
+  state.pending = 0;
+  ++counts.events;
+  if (!state.pending_rang)
+    return {};
+  ++counts.rings;
+  return open_bell(event.cpu, event.number);
+}
+
+void Gate::State::scan(std::vector<GateEvent> &events, std::vector<Tampering> &tamperings) {
+  memory_.refresh();
+  for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu) {
+    std::uint64_t number = 0;
+    if (cpus_[cpu].pending == 0 && memory_.read(frame_of(shape_.slot_of(cpu)), writable_bytes_of(number)) &&
+        number == cpus_[cpu].answered + 1)
+      take_event(cpu, false, std::nullopt, events, tamperings);
+  }
+}
+
+Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,
+                               std::vector<Tampering> &tamperings) {
+  const auto end = Clock::now() + timeout;
+  const auto set_awake = [&](bool awake) {
+    if (awake_ == awake)
+      return;
+    awake_ = awake;
+    const std::uint32_t word = awake ? 1 : 0;
+    static_cast<void>(write_board(BOARD_AWAKE, std::as_bytes(std::span(&word, 1))));
+  };
+  while (true) {
+    auto now = Clock::now();
+    if (awake_ && now >= awake_until_)
+      set_awake(false);
+    if (options_.awake.count() != 0) {
+      scan(events, tamperings);
+      if (!events.empty()) {
+        awake_until_ = Clock::now() + options_.awake;
+        set_awake(true);
+        return {};
+      }
+    }
+    auto until = std::min(end, next_poll_);
+    if (!changed_.empty())
+      until = std::min(until, now + 50us);
+    const auto left =
+        awake_ ? 0us : std::chrono::ceil<std::chrono::microseconds>(std::max(until - now, Clock::duration::zero()));
+    std::array<WriteFault, faults_at_once> faults;
+    TRY_ASSIGN(const std::size_t count, protection_.wait(faults, left));
+    for (std::size_t i = 0; i < count; ++i)
+      take_fault(faults[i], events, tamperings);
+    now = Clock::now();
+    if (!events.empty() && options_.awake.count() != 0) {
+      awake_until_ = now + options_.awake;
+      set_awake(true);
+    }
+    settle(tamperings);
+    if (now >= next_poll_ && count == 0) {
+      look_at_the_rest();
+      next_poll_ = now + options_.poll;
+    }
+    if (lost_) {
+      let_go();
+      return fail(ErrorCode::unknown_os, "the kernel that was hooked runs no more");
+    }
+    if (!events.empty() || !tamperings.empty() || now >= end)
+      return {};
+  }
+}
+
+// ---- what protects itself
+
+void Gate::State::take_fault(const WriteFault &fault, std::vector<GateEvent> &events,
+                             std::vector<Tampering> &tamperings) {
+  ++counts.faults;
+  const auto found = offsets_.find(fault.address.page());
+  if (found == offsets_.end()) {
+    static_cast<void>(protection_.release(fault.address.page(), page_size));
+    return;
+  }
+  const std::uint64_t offset = found->second;
+  if (offset >= shape_.size() || !shape_.is_bell(offset)) {
+    take_write(offset, fault);
+    return;
+  }
+  take_event(static_cast<std::uint32_t>((offset - shape_.first_bell()) / page_size / shape_.bells), true, fault.vcpu,
+             events, tamperings);
+}
+
+std::string Gate::State::place_name(std::uint64_t offset) const {
+  if (offset >= shape_.size())
+    return "the hooks' page table";
+  if (shape_.is_code(offset))
+    return "the trampoline";
+  if (offset < GATE_STUBS)
+    return "the hooks' configuration";
+  if (offset < GATE_SITES)
+    return "the hooks' filters";
+  return offset < GATE_CPUS ? "the list of hooked calls" : "the monitor's answers";
+}
+
+void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
+  const Gpa frame = offset >= shape_.size() ? place_.table : frame_of(offset);
+  Changed changed;
+  changed.place = frame;
+  changed.seen = Clock::now();
+  changed.is_held = true;
+  changed.is_code = offset < shape_.size() && shape_.is_code(offset);
+  changed.page = offset;
+  changed.tampering.what = place_name(offset);
+  changed.tampering.address = place_.base + offset;
+  changed.tampering.vcpu = fault.vcpu;
+  static_cast<void>(protection_.release(frame, page_size));
+  if (std::ranges::none_of(changed_, [&](const Changed &each) { return each.is_held && each.place == frame; }))
+    changed_.push_back(std::move(changed));
+}
+
+void Gate::State::look_at_the_rest() {
+  system_.refresh();
+  if (!kernel_is_there()) {
+    lost_ = true;
+    return;
+  }
+  const auto compare = [&](Gpa place, Bytes expected, auto &&what, Gva address) {
+    std::array<std::byte, 8> now{};
+    const auto part = std::span(now).first(expected.size());
+    if (!memory_.read(place, part) || std::ranges::equal(part, expected) ||
+        std::ranges::any_of(changed_, [&](const Changed &each) { return each.place == place; }))
+      return;
+    Changed changed;
+    changed.place = place;
+    changed.seen = Clock::now();
+    changed.tampering.what = what();
+    changed.tampering.address = address;
+    changed.tampering.expected.assign(expected.begin(), expected.end());
+    changed.tampering.found.assign(part.begin(), part.end());
+    changed_.push_back(std::move(changed));
+  };
+  const std::uint64_t directory = area_directory_entry(place_.table);
+  compare(
+      place_.entry, std::as_bytes(std::span(&directory, 1)),
+      [] { return std::string("the kernel's page table entry that leads to the hooks"); }, place_.base);
+  for (std::size_t i = 0; i < patched_.size(); ++i) {
+    std::array<std::byte, 5> expected{calls_[i].is_jump ? std::byte{0xe9} : std::byte{0xe8}};
+    std::memcpy(expected.data() + 1, &patched_[i].patched, sizeof patched_[i].patched);
+    std::array<std::byte, 1> first{};
+    // The guest's own probe on that very call: it is in effect, and runs the call from a copy.
+    if (memory_.read(patched_[i].physical, first) && first[0] == std::byte{0xcc})
+      continue;
+    compare(
+        patched_[i].physical, expected,
+        [&] {
+          std::string in;
+          if (const auto symbol = system_.symbolize(patched_[i].address))
+            in = fmt::format(" in {}", symbol->first.name);
+          return fmt::format("the call of {}{}", sites[i].function, in);
+        },
+        patched_[i].address);
+  }
+}
+
+bool Gate::State::kernel_is_there() const {
+  const auto banner = kernel_.symbol("linux_banner");
+  std::vector<std::byte> now(banner_.size());
+  return banner && kernel_.space().read(*banner, now) && now == banner_;
+}
+
+// Puts back what was changed, once it is clear that the hooked kernel still runs: a guest that boots anew writes where
+// it likes.
+void Gate::State::settle(std::vector<Tampering> &tamperings) {
+  if (changed_.empty())
+    return;
+  std::vector<VcpuRegisters> registers;
+  if (options_.registers) {
+    if (!registers_.valid())
+      registers_ = options_.registers();
+    const bool ready = registers_.wait_for(0s) == std::future_status::ready;
+    if (!ready && Clock::now() - changed_.front().seen < registers_limit)
+      return;
+    if (ready)
+      if (auto answer = registers_.get())
+        registers = std::move(*answer);
+  }
+  system_.refresh();
+  if (!kernel_is_there() || (!registers.empty() && !some_vcpu_maps(kernel_, registers))) {
+    lost_ = true;
+    changed_.clear();
+    return;
+  }
+  std::vector<Changed> later;
+  for (Changed &changed : std::exchange(changed_, {})) {
+    if (!put_back(changed)) {
+      later.push_back(std::move(changed));
+      continue;
+    }
+    ++counts.tampered;
+    changed.tampering.after = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - changed.seen);
+    tamperings.push_back(std::move(changed.tampering));
+  }
+  changed_ = std::move(later);
+}
+
+// False: the write has not landed yet.
+bool Gate::State::put_back(Changed &changed) {
+  const auto write_code = [&](Gpa place, Bytes bytes) {
+    auto session = writer_.begin();
+    return session && (*session)->write(place, bytes) && (*session)->end();
+  };
+  if (!changed.is_held) {
+    changed.tampering.put_back = write_code(changed.place, changed.tampering.expected);
+    return true;
+  }
+  std::array<std::byte, page_size> now{};
+  const Bytes expected =
+      changed.page >= shape_.size() ? Bytes(table_) : Bytes(expected_).subspan(changed.page, page_size);
+  if (!memory_.read(changed.place, now))
+    return true;
+  if (std::ranges::equal(now, expected)) {
+    if (Clock::now() - changed.seen < landing_limit)
+      return false;
+    static_cast<void>(protection_.protect(changed.place, page_size));
+    changed.tampering.put_back = true; // what was written is what stood there
+    return true;
+  }
+  // From here on nobody writes there, and what was written is looked at.
+  static_cast<void>(protection_.protect(changed.place, page_size));
+  memory_.refresh();
+  static_cast<void>(memory_.read(changed.place, now));
+  std::size_t first = 0, last = page_size;
+  while (first < page_size && now[first] == expected[first])
+    ++first;
+  while (last > first && now[last - 1] == expected[last - 1])
+    --last;
+  changed.tampering.address += first;
+  const std::size_t shown = std::min<std::size_t>(last - first, 64);
+  changed.tampering.expected.assign(expected.begin() + static_cast<std::ptrdiff_t>(first),
+                                    expected.begin() + static_cast<std::ptrdiff_t>(first + shown));
+  changed.tampering.found.assign(now.begin() + static_cast<std::ptrdiff_t>(first),
+                                 now.begin() + static_cast<std::ptrdiff_t>(first + shown));
+  const Bytes part = expected.subspan(first, last - first);
+  if (changed.is_code && !protection_.may_hold_code()) {
+    // Data first, so that it stands there; then again in a way that the VM's translator of code notices.
+    static_cast<void>(protection_.release(changed.place, page_size));
+    changed.tampering.put_back = write_code(changed.place + first, part);
+    static_cast<void>(protection_.protect(changed.place, page_size));
+  } else {
+    changed.tampering.put_back = protection_.overwrite(changed.place + first, part).has_value();
+  }
+  memory_.refresh();
+  return true;
+}
+
+// ---- taking out
+
+void Gate::State::let_go() {
+  for (const auto &[frame, offset] : offsets_)
+    static_cast<void>(protection_.release(frame, page_size));
+}
+
+Result<void> Gate::State::remove(std::vector<std::string> &left) {
+  if (!in_guest_)
+    return {};
+  system_.refresh();
+  if (lost_ || !kernel_is_there()) {
+    let_go();
+    in_guest_ = false;
+    return {};
+  }
+  // Whoever comes from here on goes on at once; whoever waits is let go.
+  const std::byte off{0};
+  static_cast<void>(write_board(BOARD_ON, std::span(&off, 1)));
+  std::vector<GateEvent> events;
+  std::vector<Tampering> tamperings;
+  scan(events, tamperings);
+  for (const GateEvent &event : events)
+    static_cast<void>(answer(event, 0));
+  for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu)
+    if (cpus_[cpu].pending != 0) {
+      GateEvent event;
+      event.cpu = cpu;
+      event.number = cpus_[cpu].pending;
+      static_cast<void>(answer(event, 0));
+    }
+  let_go();
+  const Found area{.base = place_.base,
+                   .entry = place_.entry,
+                   .table = place_.table,
+                   .shape = shape_,
+                   .frames = place_.frames,
+                   .sites = patched_,
+                   .generation = settings_.generation};
+  TRY(take_out(system_, kernel_, writer_, area, options_.patience + 5ms, left));
+  in_guest_ = false;
+  return {};
+}
+
+// ---- the interface
+
+Gate::Gate(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Gate::~Gate() { state_->let_go(); }
+
+Result<std::unique_ptr<Gate>> Gate::install(OperatingSystem &system, PhysicalMemory &memory,
+                                            WriteProtection &protection, CodeWriter &writer, GateOptions options) {
+  const Kernel *kernel = linux_guest::kernel_of(system);
+  if (kernel == nullptr)
+    return fail(ErrorCode::unsupported, "only Linux guests can be hooked so far");
+  system.refresh();
+  TRY_ASSIGN(auto reader, CallReader::create(*kernel));
+  auto state =
+      std::make_unique<State>(system, *kernel, memory, protection, writer, std::move(options), std::move(reader));
+  TRY(remove_left_gate(system, writer, state->limitations));
+  TRY(state->find_sites());
+  TRY(state->find_place());
+  if (auto done = state->put_in(); !done) {
+    std::vector<std::string> left;
+    static_cast<void>(state->remove(left));
+    return std::unexpected(std::move(done).error());
+  }
+  if (auto done = state->hold(); !done) {
+    std::vector<std::string> left;
+    static_cast<void>(state->remove(left));
+    return std::unexpected(std::move(done).error());
+  }
+  return std::unique_ptr<Gate>(new Gate(std::move(state)));
+}
+
+Result<void> Gate::wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,
+                        std::vector<Tampering> &tamperings) {
+  return state_->wait(timeout, events, tamperings);
+}
+Result<void> Gate::answer(const GateEvent &event, int verdict) { return state_->answer(event, verdict); }
+Result<void> Gate::remove(std::vector<std::string> &left) { return state_->remove(left); }
+const std::vector<GateSite> &Gate::sites() const { return state_->sites; }
+const std::vector<std::string> &Gate::limitations() const { return state_->limitations; }
+const GateCounts &Gate::counts() const { return state_->counts; }
+std::chrono::nanoseconds Gate::stopped() const { return state_->stopped; }
+const CallReader &Gate::reader() const { return state_->reader(); }
+
+std::optional<LeftGate> find_left_gate(const Kernel &kernel) {
+  const auto area = find_area(kernel);
+  return area ? std::optional(LeftGate{area->base, area->sites.size()}) : std::nullopt;
+}
+
+Result<void> remove_left_gate(OperatingSystem &system, CodeWriter &writer, std::vector<std::string> &left) {
+  const Kernel *kernel = linux_guest::kernel_of(system);
+  const auto area = kernel != nullptr ? find_area(*kernel) : std::nullopt;
+  if (!area)
+    return {};
+  constexpr auto grace = 10ms;
+  return take_out(system, *kernel, writer, *area, grace, left);
+}
+
+} // namespace lararium::gate

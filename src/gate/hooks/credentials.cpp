@@ -1,0 +1,47 @@
+// Ids and capabilities that change.
+#include "lararium/gate/hook.h"
+
+#include <fmt/format.h>
+
+namespace lararium::gate {
+namespace {
+
+Result<std::vector<HookPoint>> points(const linux_guest::Kernel &kernel) {
+  return points_at(kernel, {{"security_task_fix_setuid"}, {"security_task_fix_setgid"}, {"security_capset"}});
+}
+
+// (new, old, ...) each.
+Meaning tell(const CallReader &reader, const HookedCall &call) {
+  const Gva now = call.pointer(1), before = call.pointer(2);
+  const auto id = [&](Gva cred, std::string_view member) { return reader.number(cred, "cred", member).value_or(0); };
+  // A plain 64 bits since 6.3 (f122a08b197d), two words before.
+  const auto capabilities = [&](Gva cred) {
+    const auto word = reader.number(cred, "cred", "cap_effective.val");
+    if (word)
+      return *word;
+    return reader.number(cred, "cred", "cap_effective.cap[0]").value_or(0) |
+           reader.number(cred, "cred", "cap_effective.cap[1]").value_or(0) << 32;
+  };
+  Meaning meaning;
+  if (call.function == "security_capset") {
+    meaning.sentence =
+        fmt::format("changes its capabilities from {:#x} to {:#x}", capabilities(before), capabilities(now));
+  } else if (call.function == "security_task_fix_setgid") {
+    meaning.sentence = fmt::format("changes its group from {} to {}", id(before, "egid.val"), id(now, "egid.val"));
+  } else {
+    meaning.sentence = fmt::format("changes its user from {} to {}", id(before, "euid.val"), id(now, "euid.val"));
+  }
+  meaning.with("old_uid", id(before, "uid.val")).with("new_uid", id(now, "uid.val"));
+  meaning.with("old_euid", id(before, "euid.val")).with("new_euid", id(now, "euid.val"));
+  meaning.with("old_egid", id(before, "egid.val")).with("new_egid", id(now, "egid.val"));
+  meaning.with("old_capabilities", capabilities(before)).with("new_capabilities", capabilities(now));
+  return meaning;
+}
+
+LARARIUM_HOOK(credentials, "credentials", "a process changes its user, groups or capabilities",
+              "By setuid(2) and its relatives, and by capset(2). What a program gets by its file (setuid bit, file "
+              "capabilities) is seen by `exec`; what code in the kernel gives itself, by `lararium check`.",
+              true, points, tell)
+
+} // namespace
+} // namespace lararium::gate

@@ -1,0 +1,153 @@
+#include "lararium/gate/security_driver.h"
+
+#include "lararium/os/common/actor.h"
+#include "lararium/os/linux.h"
+#include "lararium/os/linux/tasks.h"
+
+#include <fmt/format.h>
+
+namespace lararium::gate {
+namespace {
+
+using linux_guest::Kernel;
+
+constexpr std::size_t known_limit = 4096, parents_limit = 8;
+
+std::uint64_t host_time() {
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
+          .count());
+}
+
+// "sshd (212), init (1)"
+std::string parents_of(const Kernel &kernel, Gva task) {
+  std::string text;
+  for (std::size_t i = 0; i < parents_limit; ++i) {
+    const auto parent = linux_guest::parent_of_task(kernel, task);
+    const auto pid = kernel.types().field("task_struct", "tgid");
+    const auto number = parent && pid ? kernel.read_field(*parent, *pid).value_or(0) : 0;
+    if (number == 0) // the idle task is everybody's last ancestor
+      break;
+    text += fmt::format("{}{} ({})", text.empty() ? "" : ", ", linux_guest::task_comm(kernel, *parent), number);
+    task = *parent;
+  }
+  return text;
+}
+
+} // namespace
+
+const SecurityDriver::Known *SecurityDriver::process_of(Gva task) {
+  const Kernel &kernel = gate_.reader().kernel();
+  const auto &reader = gate_.reader();
+  const std::uint64_t start = reader.number(task, "task_struct", "start_time").value_or(0);
+  const auto memory = reader.pointer(task, "task_struct", "mm");
+  const std::uint64_t program = memory ? reader.number(*memory, "mm_struct", "exe_file").value_or(0) : 0;
+  if (const auto found = known_.find(task.value);
+      found != known_.end() && found->second.start_time == start && found->second.program == program) {
+    // Name and user change without a new program.
+    found->second.actor.comm = linux_guest::task_comm(kernel, task);
+    if (const auto cred = reader.pointer(task, "task_struct", "real_cred"))
+      found->second.actor.uid = static_cast<std::uint32_t>(reader.number(*cred, "cred", "euid.val").value_or(0));
+    return &found->second;
+  }
+  const auto process = linux_guest::process_of_task(kernel, task);
+  if (!process)
+    return nullptr;
+  if (known_.size() >= known_limit)
+    known_.clear();
+  Known &known = known_[task.value];
+  known = {start, program, actor_of(*process), parents_of(kernel, task)};
+  return &known;
+}
+
+Record SecurityDriver::record_of(const GateEvent &event) {
+  const Kernel &kernel = gate_.reader().kernel();
+  Record record;
+  record.type = event.hook->name;
+  record.host_time_ns = host_time();
+  if (const auto pulse = system_.pulse())
+    record.guest_time_ns = pulse->time_ns;
+  std::string who = "somebody";
+  const auto task = linux_guest::running_task(kernel, event.cpu);
+  const Known *known = task ? process_of(task->task) : nullptr;
+  if (known != nullptr) {
+    record.actor = known->actor;
+    who = fmt::format("{} ({})", known->actor.comm, known->actor.pid);
+  }
+  Meaning meaning = event.hook->tell(gate_.reader(), event.call);
+  record.sentence = fmt::format("{} {}", who, meaning.sentence);
+  record.fields = std::move(meaning.fields);
+  if (task && known != nullptr && task->pid != known->actor.pid)
+    record.with("thread_id", static_cast<std::uint64_t>(task->pid));
+  if (known != nullptr)
+    record.with("parents", known->parents);
+  record.with("cpu", std::uint64_t{event.cpu});
+  return record;
+}
+
+Record SecurityDriver::record_of(const Tampering &tampering) {
+  const Kernel &kernel = gate_.reader().kernel();
+  Record record;
+  record.kind = RecordKind::finding;
+  record.type = "gate_tampered";
+  record.host_time_ns = host_time();
+  std::string who = "somebody";
+  if (const auto task = tampering.vcpu ? linux_guest::running_task(kernel, *tampering.vcpu) : std::nullopt) {
+    who = fmt::format("{} ({})", task->comm, task->pid);
+    if (const Known *known = process_of(task->task))
+      record.actor = known->actor;
+  }
+  const bool is_forged = tampering.expected.empty();
+  record.sentence = is_forged ? fmt::format("{}: {}", who, tampering.what)
+                              : fmt::format("{} changed {}{}", who, tampering.what,
+                                            tampering.put_back ? ": it was put back" : ": it could not be put back");
+  record.with("address", tampering.address).with("what", tampering.what);
+  if (!tampering.expected.empty())
+    record.with("expected_bytes", tampering.expected);
+  if (!tampering.found.empty())
+    record.with("found_bytes", tampering.found);
+  if (tampering.vcpu)
+    record.with("vcpu", std::uint64_t{*tampering.vcpu});
+  if (!is_forged)
+    record.with("put_back", tampering.put_back)
+        .with("after_microseconds", static_cast<std::uint64_t>(tampering.after.count()));
+  record.finding = Finding{.check = "guard",
+                           .subject = tampering.what,
+                           .severity = Severity::critical,
+                           .technique = "T1562",
+                           .sentence = record.sentence,
+                           .evidence = record.fields,
+                           .process = record.actor};
+  return record;
+}
+
+Result<void> SecurityDriver::step(std::chrono::microseconds timeout, std::vector<Record> &out) {
+  events_.clear();
+  tamperings_.clear();
+  const auto waited = gate_.wait(timeout, events_, tamperings_);
+  for (const GateEvent &event : events_) {
+    Record record = record_of(event);
+    Verdict verdict = tool_.decide(*event.hook, record);
+    if (!event.hook->may_deny)
+      verdict.error = 0;
+    TRY(gate_.answer(event, verdict.error));
+    const auto took = std::chrono::steady_clock::now() - event.seen;
+    ++counts_.events;
+    counts_.denied += verdict.error != 0 ? 1 : 0;
+    counts_.waited += took;
+    counts_.longest_wait = std::max<std::chrono::nanoseconds>(counts_.longest_wait, took);
+    if (verdict.error != 0)
+      record.sentence += fmt::format(": denied by {}", verdict.decided_by);
+    record.with("verdict", std::string(verdict.error != 0 ? "denied" : "allowed"));
+    if (!verdict.decided_by.empty())
+      record.with("decided_by", verdict.decided_by);
+    record.with("wait_nanoseconds",
+                static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()));
+    out.push_back(std::move(record));
+  }
+  for (const Tampering &tampering : tamperings_)
+    out.push_back(record_of(tampering));
+  return waited;
+}
+
+} // namespace lararium::gate

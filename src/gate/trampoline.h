@@ -1,0 +1,81 @@
+// The pages that the gate puts into a guest, as bytes. Pure.
+#pragma once
+
+#include "lararium/base/address.h"
+#include "lararium/base/bytes.h"
+#include "lararium/gate/hook.h"
+#include "trampoline_layout.h"
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace lararium::gate {
+
+inline constexpr std::size_t stub_limit = page_size / STUB_ENTRY_SIZE, site_limit = page_size / 32;
+inline constexpr std::uint64_t area_magic = 0x544147415241524c; // "LRARAGAT"
+inline constexpr std::uint32_t area_version = 1;
+
+// One way from a hooked call to the watched function.
+struct Stub {
+  Gva way_on;
+  std::uint8_t hook = 0;
+  ArgumentFilter filter{};
+};
+
+// A call of the kernel that leads to a stub, as the area keeps it for whoever has to undo it.
+struct PatchedSite {
+  Gva address; // of the instruction; the distance follows its first byte
+  Gpa physical;
+  std::int32_t original = 0, patched = 0;
+  std::uint32_t stub = 0;
+  std::uint32_t reserved = 0;
+  auto operator<=>(const PatchedSite &) const = default;
+};
+static_assert(sizeof(PatchedSite) == 32);
+
+// Where what lies for one number of CPUs, as offsets from the area's first byte.
+struct AreaShape {
+  std::uint32_t cpus = 0;
+  std::uint32_t bells = 0; // a CPU: a power of two
+
+  [[nodiscard]] std::uint64_t slots() const { return GATE_CPUS + pages_for(cpus * GATE_CPU_SIZE) * page_size; }
+  [[nodiscard]] std::uint64_t first_bell() const { return slots() + pages_for(cpus * SLOT_SIZE) * page_size; }
+  [[nodiscard]] std::uint64_t size() const { return first_bell() + std::uint64_t{cpus} * bells * page_size; }
+  [[nodiscard]] std::size_t pages() const { return size() / page_size; }
+  [[nodiscard]] std::uint64_t slot_of(std::uint32_t cpu) const { return slots() + std::uint64_t{cpu} * SLOT_SIZE; }
+  [[nodiscard]] std::uint64_t cpu_entry(std::uint32_t cpu) const {
+    return GATE_CPUS + std::uint64_t{cpu} * GATE_CPU_SIZE;
+  }
+  [[nodiscard]] std::uint64_t bell_of(std::uint32_t cpu, std::uint64_t event) const {
+    return first_bell() + (std::uint64_t{cpu} * bells + (event & (bells - 1))) * page_size;
+  }
+  [[nodiscard]] bool is_code(std::uint64_t offset) const { return offset < GATE_CODE_PAGES * page_size; }
+  // What the guest itself may write to.
+  [[nodiscard]] bool is_slot(std::uint64_t offset) const { return offset >= slots() && offset < first_bell(); }
+  [[nodiscard]] bool is_bell(std::uint64_t offset) const { return offset >= first_bell() && offset < size(); }
+
+  static constexpr std::uint64_t pages_for(std::uint64_t bytes) { return (bytes + page_mask) / page_size; }
+};
+
+struct BoardSettings {
+  bool on = false;
+  std::uint8_t default_verdict = 0; // an errno, or 0
+  std::uint32_t generation = 0;
+  std::uint64_t spin_cycles = 0, patience_cycles = 0;
+};
+
+// The first stub's place; the stubs follow each other.
+[[nodiscard]] std::uint64_t stub_offset(std::size_t number);
+// At most so many have room.
+[[nodiscard]] std::size_t stub_room();
+
+// The whole area, bells and slots too, for an area at `base`. `stubs` and `sites` within their limits.
+[[nodiscard]] std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSettings &settings,
+                                               std::span<const Stub> stubs, std::span<const PatchedSite> sites);
+
+// The code alone, for the test that reads it.
+[[nodiscard]] Bytes trampoline_code();
+
+} // namespace lararium::gate

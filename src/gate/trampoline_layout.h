@@ -1,0 +1,51 @@
+// How the pages that the gate puts into a guest lie, and what is in them. The assembler reads this, too: only #defines.
+//
+// All offsets are from the area's first byte, in the guest's kernel address space.
+#pragma once
+
+#define GATE_CODE_PAGES 2
+#define GATE_BOARD 0x2000 // one page: what the monitor says to all CPUs
+#define GATE_STUBS 0x3000 // one page: what each stub hooks, and for which arguments
+#define GATE_SITES 0x4000 // one page: which calls of the kernel lead here, and what stood there
+#define GATE_CPUS 0x5000  // GATE_CPU_SIZE a CPU: the monitor's answers. From here on lengths depend on the CPUs.
+
+// The board. The guest cannot write to it.
+#define BOARD_MAGIC 0x00
+#define BOARD_VERSION 0x08    // 4 bytes
+#define BOARD_ON 0x0c         // 1 byte; 0: go on at once
+#define BOARD_DEFAULT 0x0d    // 1 byte: the verdict when nobody answers
+#define BOARD_AWAKE 0x10      // 4 bytes; not 0: the monitor looks at the slots, wait for it before you ring
+#define BOARD_GENERATION 0x14 // 4 bytes: which monitor this is, counted in this guest
+#define BOARD_CPU_COUNT 0x18  // 4 bytes
+#define BOARD_STUB_COUNT 0x1c // 4 bytes
+#define BOARD_SITE_COUNT 0x20 // 4 bytes
+#define BOARD_SPIN 0x28       // 8 bytes: so many cycles for a monitor that is awake
+#define BOARD_PATIENCE 0x30   // 8 bytes: so many more when the bell rang and nobody answered, then never again
+#define BOARD_SIZE 0x38
+
+// A stub's entry. The guest cannot write to it.
+#define STUB_ENTRY_SIZE 32
+#define STUB_ARGUMENT 0x00 // 1 byte: 0, or which argument (1 to 6) decides whether anything happens at all
+#define STUB_HOOK 0x01     // 1 byte: which hook, for those who find this
+#define STUB_MASK 0x08     // 8 bytes: of the argument,
+#define STUB_VALUE_A 0x10  // 8 bytes: it is this,
+#define STUB_VALUE_B 0x18  // 8 bytes: or this
+
+// A CPU. The guest cannot write to it.
+#define GATE_CPU_SIZE 64
+#define CPU_ANSWER 0x00    // 8 bytes: number of the event << 8 | 0 (go on) or an errno
+#define CPU_BELL 0x08      // 8 bytes: address of its first bell
+#define CPU_BELL_MASK 0x10 // 8 bytes: (bells - 1) << 12, bells a power of two
+#define CPU_SLOT 0x18      // 8 bytes: address of its slot
+
+// A slot, which the guest writes.
+#define SLOT_SIZE 128
+#define SLOT_NUMBER 0x00    // 8 bytes, the last to be written: the event is there
+#define SLOT_ARGUMENTS 0x08 // rdi, rsi, rdx, rcx, r8, r9
+#define SLOT_STACK 0x38     // the stack pointer at the call
+#define SLOT_CALLER 0x40    // where the call returns to
+#define SLOT_STUB 0x48      // 4 bytes
+#define SLOT_ABANDONED 0x4c // 4 bytes: the generation that did not answer
+
+// A stub: call enter; jmp to the watched function; int3 to its end.
+#define STUB_SIZE 16
