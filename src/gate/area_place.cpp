@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <fmt/format.h>
+#include <ranges>
 
 namespace lararium::gate {
 namespace {
@@ -83,29 +84,7 @@ bool is_zero(const Kernel &kernel, Gpa page) {
          std::ranges::all_of(content, [](std::byte byte) { return byte == std::byte{0}; });
 }
 
-} // namespace
-
-std::vector<Gva> area_bases() {
-  std::vector<Gva> bases;
-  for (const std::uint64_t entry : free_entries)
-    bases.push_back(last_gigabyte + entry * directory_span);
-  return bases;
-}
-
-std::optional<Gpa> area_entry(const Kernel &kernel, Gva base) {
-  const auto root = kernel.location().root;
-  Gpa table = root.table;
-  constexpr int directory_level = 2;
-  for (int level = root.levels; level > directory_level; --level) {
-    std::uint64_t value = 0;
-    if (!kernel.memory().read(x86_64::entry_address(table, base, level), writable_bytes_of(value)) ||
-        (value & x86_64::entry::present) == 0 || (value & x86_64::entry::large) != 0)
-      return std::nullopt;
-    table = Gpa{value & x86_64::entry::address_mask};
-  }
-  return x86_64::entry_address(table, base, directory_level);
-}
-
+// In order.
 Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel) {
   const auto ram = low_ram(kernel);
   if (ram.empty())
@@ -128,29 +107,61 @@ Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel) {
   return frames;
 }
 
+} // namespace
+
+std::vector<Gva> area_windows() {
+  std::vector<Gva> windows;
+  for (const std::uint64_t entry : free_entries)
+    windows.push_back(last_gigabyte + entry * directory_span);
+  return windows;
+}
+
+std::optional<Gpa> window_entry(const Kernel &kernel, Gva window) {
+  const auto root = kernel.location().root;
+  Gpa table = root.table;
+  constexpr int directory_level = 2;
+  for (int level = root.levels; level > directory_level; --level) {
+    std::uint64_t value = 0;
+    if (!kernel.memory().read(x86_64::entry_address(table, window, level), writable_bytes_of(value)) ||
+        (value & x86_64::entry::present) == 0 || (value & x86_64::entry::large) != 0)
+      return std::nullopt;
+    table = Gpa{value & x86_64::entry::address_mask};
+  }
+  return x86_64::entry_address(table, window, directory_level);
+}
+
 Result<AreaPlace> find_area_place(const Kernel &kernel, std::size_t pages) {
   AreaPlace place;
-  for (const Gva base : area_bases())
-    if (const auto entry = area_entry(kernel, base)) {
+  for (const Gva window : area_windows())
+    if (const auto entry = window_entry(kernel, window)) {
       std::uint64_t value = 1;
       if (kernel.memory().read(*entry, writable_bytes_of(value)) && value == 0) {
-        place.base = base;
+        place.window = window;
         place.entry = *entry;
         break;
       }
     }
-  if (!place.base)
+  if (!place.window)
     return fail(ErrorCode::unsupported, "the kernel's page tables have no free entry near its text");
-  TRY_ASSIGN(auto frames, find_free_frames(kernel));
-  if (frames.size() < pages + 1)
-    return fail(ErrorCode::unsupported,
-                fmt::format("the kernel has set aside {} unused pages in the first MiB of memory, and {} are needed",
-                            frames.size(), pages + 1));
-  // From the top: firmware and boot loaders like the bottom.
-  std::ranges::reverse(frames);
-  place.table = frames.front();
-  place.frames.assign(frames.begin() + 1, frames.begin() + 1 + static_cast<std::ptrdiff_t>(pages));
-  return place;
+  TRY_ASSIGN(const auto frames, find_free_frames(kernel));
+  // From the top: firmware and boot loaders like the bottom. The table's page, then the area's below it, or anywhere.
+  std::size_t run = 0;
+  for (std::size_t i = frames.size(); i-- > 0;) {
+    run = i + 1 < frames.size() && frames[i] + page_size == frames[i + 1] ? run + 1 : 1;
+    if (run < pages)
+      continue;
+    place.first = frames[i];
+    for (const Gpa frame : std::views::reverse(frames))
+      if (frame < place.first || frame - place.first >= pages * page_size) {
+        place.table = frame;
+        return place;
+      }
+  }
+  return fail(
+      ErrorCode::unsupported,
+      fmt::format("the kernel has set aside {} unused pages in the first MiB of memory, but not {} in a row and "
+                  "one more",
+                  frames.size(), pages));
 }
 
 std::uint64_t area_table_entry(Gpa frame, bool executable, bool writable) {

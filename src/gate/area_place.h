@@ -8,6 +8,10 @@
 // Entry: of the table that maps the last GiB of the address space (level2_fixmap_pgt), which all processes share, above
 // the modules' room and the fixmap: "6 MB reserved space + a 2MB hole" in arch/x86/kernel/head_64.S. No allocation of
 // the kernel's ever gets there.
+//
+// The 2 MiB of that entry, the window, map physical memory from 0 on: the page at a distance in the window is the one
+// at that physical address, whoever puts it there and whenever. So a translation that a CPU kept from an earlier gate
+// is never a wrong one: from outside, no CPU can be told to forget it.
 #pragma once
 
 #include "lararium/base/result.h"
@@ -20,23 +24,21 @@
 namespace lararium::gate {
 
 struct AreaPlace {
-  Gva base;                // 2 MiB, mapped by `table`
-  Gpa entry;               // of the page table entry that leads to `table`
-  Gpa table;               // our page table
-  std::vector<Gpa> frames; // what it maps, from `base` on
+  Gva window;
+  Gpa entry; // of the page table entry that leads to `table`
+  Gpa table; // our page table
+  Gpa first; // of the area's frames, which follow each other
+  [[nodiscard]] Gva base() const { return window + first.value; }
 };
 
-// Candidates for the area's base address, best first.
-[[nodiscard]] std::vector<Gva> area_bases();
+// Candidates for the window, best first.
+[[nodiscard]] std::vector<Gva> area_windows();
 
-// Where the entry lies that maps 2 MiB at `base`, in the tables of the kernel; nothing where those above it are absent.
-[[nodiscard]] std::optional<Gpa> area_entry(const linux_guest::Kernel &kernel, Gva base);
+// Where the entry lies that maps a window, in the tables of the kernel; nothing where those above it are absent.
+[[nodiscard]] std::optional<Gpa> window_entry(const linux_guest::Kernel &kernel, Gva window);
 
 // A place for so many pages, besides its page table. `unsupported` says what is missing.
 [[nodiscard]] Result<AreaPlace> find_area_place(const linux_guest::Kernel &kernel, std::size_t pages);
-
-// How many pages could be had at all, the page table left out.
-[[nodiscard]] Result<std::vector<Gpa>> find_free_frames(const linux_guest::Kernel &kernel);
 
 // The entries of the page table: code is executable, of the rest only `writable` pages (by number) can be written.
 // Everything that a CPU would set itself (accessed, dirty) is set.

@@ -52,78 +52,79 @@ bool fits(const ArgumentFilter &filter, const std::array<std::uint64_t, 6> &argu
   return value == filter.value || value == filter.other_value;
 }
 
-// A gate's pages as they lie in a guest, whoever put them there.
+// A gate's pages as they lie in a guest, whoever put them there, and however far they got.
 struct Found {
-  Gva base;
+  Gva window;
   Gpa entry, table;
-  AreaShape shape;
   std::vector<Gpa> frames;
   std::vector<PatchedSite> sites;
   std::uint32_t generation = 0;
+
+  [[nodiscard]] bool holds(Gva address) const {
+    return std::ranges::any_of(frames, [&](Gpa frame) {
+      return address >= window + frame.value && address - (window + frame.value) < page_size;
+    });
+  }
 };
 
+// Ours is an entry of these whose table lies in low memory and maps nothing but low memory at its own place.
 std::optional<Found> find_area(const Kernel &kernel) {
   constexpr Gpa low_end{1 << 20};
-  for (const Gva base : area_bases()) {
-    const auto entry = area_entry(kernel, base);
+  constexpr std::uint64_t low_pages = low_end.value / page_size;
+  for (const Gva window : area_windows()) {
+    const auto entry = window_entry(kernel, window);
     std::uint64_t value = 0;
     if (!entry || !kernel.memory().read(*entry, writable_bytes_of(value)) || (value & x86_64::entry::present) == 0 ||
         (value & x86_64::entry::large) != 0)
       continue;
-    Found found{.base = base,
+    Found found{.window = window,
                 .entry = *entry,
                 .table = Gpa{value & x86_64::entry::address_mask},
-                .shape = {},
                 .frames = {},
                 .sites = {}};
-    if (found.table >= low_end)
+    std::array<std::uint64_t, page_size / 8> table{};
+    if (found.table >= low_end || !kernel.memory().read(found.table, std::as_writable_bytes(std::span(table))))
       continue;
-    for (std::uint64_t i = 0; i < page_size / 8; ++i) {
-      std::uint64_t page = 0;
-      if (!kernel.memory().read(found.table + 8 * i, writable_bytes_of(page)) || (page & x86_64::entry::present) == 0)
-        break;
-      const Gpa frame{page & x86_64::entry::address_mask};
-      if (frame >= low_end)
-        break;
-      found.frames.push_back(frame);
+    bool is_ours = true;
+    for (std::uint64_t i = 0; i < table.size(); ++i) {
+      if (table[i] == 0)
+        continue;
+      is_ours = is_ours && i < low_pages && (table[i] & x86_64::entry::present) != 0 &&
+                (table[i] & x86_64::entry::address_mask) == i * page_size;
+      found.frames.push_back(Gpa{i * page_size});
     }
+    if (!is_ours)
+      continue;
+    if (found.frames.empty())
+      return found;
     const auto at = [&]<class T>(std::uint64_t offset, T &out) {
-      return offset / page_size < found.frames.size() &&
-             kernel.memory().read(found.frames[offset / page_size] + offset % page_size, writable_bytes_of(out));
+      return kernel.memory().read(found.frames.front() + offset, writable_bytes_of(out));
     };
     std::uint64_t magic = 0;
-    std::uint32_t version = 0, cpus = 0, count = 0;
-    if (!at(GATE_BOARD + BOARD_MAGIC, magic) || magic != area_magic || !at(GATE_BOARD + BOARD_VERSION, version) ||
-        version != area_version || !at(GATE_BOARD + BOARD_CPU_COUNT, cpus) || cpus == 0 || cpus > cpu_limit ||
-        !at(GATE_BOARD + BOARD_SITE_COUNT, count) || count > site_limit ||
-        !at(GATE_BOARD + BOARD_GENERATION, found.generation))
-      continue;
-    std::uint64_t mask = 0;
-    if (!at(GATE_CPUS + CPU_BELL_MASK, mask) || mask / page_size >= 64)
-      continue;
-    found.shape = {cpus, static_cast<std::uint32_t>(mask / page_size + 1)};
-    if (found.shape.pages() != found.frames.size())
-      continue;
-    for (std::uint32_t i = 0; i < count; ++i)
-      if (PatchedSite site; at(GATE_SITES + i * sizeof site, site))
-        found.sites.push_back(site);
+    std::uint32_t version = 0, count = 0;
+    if (at(GATE_BOARD + BOARD_MAGIC, magic) && magic == area_magic && at(GATE_BOARD + BOARD_VERSION, version) &&
+        version == area_version && at(GATE_BOARD + BOARD_GENERATION, found.generation) &&
+        at(GATE_BOARD + BOARD_SITE_COUNT, count))
+      for (std::uint32_t i = 0; i < std::min<std::uint32_t>(count, site_limit); ++i)
+        if (PatchedSite site; at(GATE_SITES + i * sizeof site, site))
+          found.sites.push_back(site);
     return found;
   }
   return std::nullopt;
 }
 
 // Puts the original calls back. A call that is not as it was left is not touched; the area must stay then.
-bool restore_sites(const Kernel &kernel, CodeSession &session, Gva base, std::span<const PatchedSite> sites,
-                   std::vector<std::string> &left, Result<void> &done) {
+bool restore_sites(const Kernel &kernel, CodeSession &session, const Found &area, std::vector<std::string> &left,
+                   Result<void> &done) {
   bool all = true;
   const auto &location = kernel.location();
-  for (const PatchedSite &site : sites) {
+  for (const PatchedSite &site : area.sites) {
     std::array<std::byte, 5> now{};
     // The journal lies in the guest: what it names must be a call of this kernel that leads to us.
     const Gva leads_to = site.address + 5 + static_cast<std::uint64_t>(std::int64_t{site.patched});
     const bool is_text = site.address >= location.base && site.address - location.base < location.size &&
-                         site.physical == location.physical_base + (site.address - location.base) && leads_to >= base &&
-                         leads_to - base < GATE_CODE_PAGES * page_size;
+                         site.physical == location.physical_base + (site.address - location.base) &&
+                         area.holds(leads_to);
     if (!is_text || !kernel.memory().read(site.physical, now)) {
       left.push_back(fmt::format("the call at {:#x} cannot be read: it is left alone", site.address.value));
       all = false;
@@ -159,7 +160,7 @@ Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter 
     TRY_ASSIGN(const auto session, writer.begin());
     system.refresh();
     Result<void> done;
-    all = restore_sites(kernel, *session, area.base, area.sites, left, done);
+    all = restore_sites(kernel, *session, area, left, done);
     TRY(session->end());
     TRY(std::move(done));
   }
@@ -169,21 +170,18 @@ Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter 
     std::this_thread::sleep_for(grace);
     TRY_ASSIGN(const auto session, writer.begin());
     TRY_ASSIGN(const auto pointers, session->instruction_pointers());
-    if (std::ranges::any_of(
-            pointers, [&](Gva pointer) { return pointer >= area.base && pointer - area.base < area.shape.size(); }))
+    if (std::ranges::any_of(pointers, [&](Gva pointer) { return area.holds(pointer); }))
       continue;
-    const std::uint64_t nothing = 0;
-    TRY(session->write(area.entry, std::as_bytes(std::span(&nothing, 1))));
+    // In this order what is left can still be recognised, wherever it ends.
     const std::vector<std::byte> zeros(page_size);
     std::array<std::byte, page_size> now{};
-    const auto clear = [&](Gpa page) -> Result<void> {
-      if (kernel.memory().read(page, now) && std::ranges::equal(now, zeros))
-        return {};
-      return session->write(page, zeros);
-    };
-    TRY(clear(area.table));
-    for (const Gpa frame : area.frames)
-      TRY(clear(frame));
+    std::vector<Gpa> pages = area.frames;
+    pages.push_back(area.table);
+    for (const Gpa page : pages)
+      if (!kernel.memory().read(page, now) || !std::ranges::equal(now, zeros))
+        TRY(session->write(page, zeros));
+    const std::uint64_t nothing = 0;
+    TRY(session->write(area.entry, std::as_bytes(std::span(&nothing, 1))));
     return session->end();
   }
   left.emplace_back("a vCPU stands inside the hooks' pages: they stay in the guest, and do nothing");
@@ -242,9 +240,7 @@ private:
     std::uint64_t page = 0; // offset of the page in the area, where it is one
   };
 
-  [[nodiscard]] Gpa frame_of(std::uint64_t offset) const {
-    return place_.frames[offset / page_size] + offset % page_size;
-  }
+  [[nodiscard]] Gpa frame_of(std::uint64_t offset) const { return place_.first + offset; }
   [[nodiscard]] bool is_held(std::uint64_t offset) const { return !shape_.is_slot(offset) && !shape_.is_bell(offset); }
   Result<void> write_board(std::uint64_t offset, Bytes bytes);
   Result<void> write_area(std::uint64_t offset, Bytes bytes);
@@ -352,8 +348,8 @@ Result<void> Gate::State::find_place() {
   if (shape_.cpus == 0 || shape_.cpus > cpu_limit)
     return fail(ErrorCode::unsupported, fmt::format("a guest with {} CPUs is not hooked so far", shape_.cpus));
   TRY_ASSIGN(place_, find_area_place(kernel_, shape_.pages()));
-  for (std::size_t i = 0; i < place_.frames.size(); ++i)
-    offsets_.emplace(place_.frames[i], i * page_size);
+  for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
+    offsets_.emplace(frame_of(offset), offset);
   offsets_.emplace(place_.table, shape_.size());
   for (const auto &[frame, offset] : offsets_)
     if (protection_.unit_at(frame) != page_size)
@@ -370,18 +366,17 @@ Result<void> Gate::State::put_in() {
     return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
 
   for (PatchedSite &site : patched_)
-    site.patched = static_cast<std::int32_t>((place_.base + stub_offset(site.stub)) - (site.address + 5));
+    site.patched = static_cast<std::int32_t>((place_.base() + stub_offset(site.stub)) - (site.address + 5));
   settings_ = {.on = false,
                .default_verdict = static_cast<std::uint8_t>(options_.default_verdict),
                .generation = 1,
                .spin_cycles = cycles_in(kernel_, options_.awake),
                .patience_cycles = cycles_in(kernel_, options_.patience)};
-  expected_ = make_area(place_.base, shape_, settings_, stubs_, patched_);
+  expected_ = make_area(place_.base(), shape_, settings_, stubs_, patched_);
   table_.resize(page_size);
-  for (std::size_t i = 0; i < place_.frames.size(); ++i) {
-    const std::uint64_t offset = i * page_size;
-    const std::uint64_t entry = area_table_entry(place_.frames[i], shape_.is_code(offset), !is_held(offset));
-    std::memcpy(table_.data() + 8 * i, &entry, sizeof entry);
+  for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size) {
+    const std::uint64_t entry = area_table_entry(frame_of(offset), shape_.is_code(offset), !is_held(offset));
+    std::memcpy(table_.data() + 8 * (frame_of(offset).value / page_size), &entry, sizeof entry);
   }
   cpus_.resize(shape_.cpus);
 
@@ -409,12 +404,13 @@ Result<void> Gate::State::put_in() {
   const auto write = [&](std::uint64_t offset) {
     return session->write(frame_of(offset), Bytes(expected_).subspan(offset, page_size));
   };
-  for (std::uint64_t offset = 0; offset < shape_.slots(); offset += page_size)
-    TRY(write(offset));
-  TRY(session->write(place_.table, table_));
+  // In this order what is there can be recognised, wherever it ends. The calls come last.
+  in_guest_ = true;
   const std::uint64_t directory = area_directory_entry(place_.table);
   TRY(session->write(place_.entry, std::as_bytes(std::span(&directory, 1))));
-  in_guest_ = true;
+  TRY(session->write(place_.table, table_));
+  for (std::uint64_t offset = 0; offset < shape_.slots(); offset += page_size)
+    TRY(write(offset));
   for (const PatchedSite &site : patched_)
     TRY(session->write(site.physical + 1, std::as_bytes(std::span(&site.patched, 1))));
   TRY(session->end());
@@ -500,7 +496,7 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
     for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
       static_cast<void>(protection_.release(frame_of(shape_.bell_of(cpu, bell)), page_size));
     tamperings.push_back({.what = fmt::format("the bell of CPU {} was rung with no event", cpu),
-                          .address = place_.base + shape_.bell_of(cpu, 0),
+                          .address = place_.base() + shape_.bell_of(cpu, 0),
                           .expected = {},
                           .found = {},
                           .vcpu = vcpu});
@@ -522,7 +518,7 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
     if (state.forged != slot.number) {
       ++counts.forged;
       tamperings.push_back({.what = fmt::format("an event of CPU {} that no hooked call made", cpu),
-                            .address = place_.base + shape_.slot_of(cpu),
+                            .address = place_.base() + shape_.slot_of(cpu),
                             .expected = {},
                             .found = {reinterpret_cast<const std::byte *>(&slot),
                                       reinterpret_cast<const std::byte *>(&slot) + sizeof slot},
@@ -671,7 +667,7 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
   changed.is_code = offset < shape_.size() && shape_.is_code(offset);
   changed.page = offset;
   changed.tampering.what = place_name(offset);
-  changed.tampering.address = place_.base + offset;
+  changed.tampering.address = place_.base() + offset;
   changed.tampering.vcpu = fault.vcpu;
   static_cast<void>(protection_.release(frame, page_size));
   if (std::ranges::none_of(changed_, [&](const Changed &each) { return each.is_held && each.place == frame; }))
@@ -702,7 +698,7 @@ void Gate::State::look_at_the_rest() {
   const std::uint64_t directory = area_directory_entry(place_.table);
   compare(
       place_.entry, std::as_bytes(std::span(&directory, 1)),
-      [] { return std::string("the kernel's page table entry that leads to the hooks"); }, place_.base);
+      [] { return std::string("the kernel's page table entry that leads to the hooks"); }, place_.base());
   for (std::size_t i = 0; i < patched_.size(); ++i) {
     std::array<std::byte, 5> expected{calls_[i].is_jump ? std::byte{0xe9} : std::byte{0xe8}};
     std::memcpy(expected.data() + 1, &patched_[i].patched, sizeof patched_[i].patched);
@@ -845,13 +841,14 @@ Result<void> Gate::State::remove(std::vector<std::string> &left) {
       static_cast<void>(answer(event, 0));
     }
   let_go();
-  const Found area{.base = place_.base,
-                   .entry = place_.entry,
-                   .table = place_.table,
-                   .shape = shape_,
-                   .frames = place_.frames,
-                   .sites = patched_,
-                   .generation = settings_.generation};
+  Found area{.window = place_.window,
+             .entry = place_.entry,
+             .table = place_.table,
+             .frames = {},
+             .sites = patched_,
+             .generation = settings_.generation};
+  for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
+    area.frames.push_back(frame_of(offset));
   TRY(take_out(system_, kernel_, writer_, area, options_.patience + 5ms, left));
   in_guest_ = false;
   return {};
@@ -901,7 +898,7 @@ const CallReader &Gate::reader() const { return state_->reader(); }
 
 std::optional<LeftGate> find_left_gate(const Kernel &kernel) {
   const auto area = find_area(kernel);
-  return area ? std::optional(LeftGate{area->base, area->sites.size()}) : std::nullopt;
+  return area ? std::optional(LeftGate{area->window, area->sites.size()}) : std::nullopt;
 }
 
 Result<void> remove_left_gate(OperatingSystem &system, CodeWriter &writer, std::vector<std::string> &left) {

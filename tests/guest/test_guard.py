@@ -104,7 +104,7 @@ class GuardTest(harness.GuestTest):
     def test_an_execution_is_told_with_who_and_what(self):
         with self.guard("--hooks", "exec") as monitor:
             self.guest.check("/bin/busybox echo one two")
-            record = monitor.wait_for(lambda r: r["type"] == "exec" and "echo one two" in r["fields"]["argv"], "execution")
+            record = monitor.wait_for(lambda r: r["type"] == "exec" and r["fields"]["argv"].startswith("/bin/busybox echo one two"), "execution")
         self.assertEqual(record["fields"]["path"], "/bin/busybox")
         self.assertEqual(record["fields"]["argv"], "/bin/busybox echo one two")
         self.assertEqual(record["fields"]["verdict"], "allowed")
@@ -113,15 +113,15 @@ class GuardTest(harness.GuestTest):
         self.assertIsNotNone(record["guest_time"])
 
     def test_a_denied_execution_fails_and_nothing_else(self):
-        self.guest.check("cp /bin/busybox /tmp/evil; cp /bin/busybox /bin/good")
+        self.guest.check("cp /bin/busybox /tmp/true")
         with self.guard("--hooks", "exec", "--deny", "exec path=/tmp/**") as monitor:
-            code, output = self.guest.run("/tmp/evil true")
+            code, output = self.guest.run("/tmp/true")
             self.assertEqual(code, 126)
             self.assertIn("not permitted", output)
-            self.assertEqual(self.guest.run("/bin/good true").code, 0)
+            self.assertEqual(self.guest.run("/bin/busybox true").code, 0)
             record = monitor.wait_for(lambda r: r["fields"].get("verdict") == "denied", "denial")
-            self.assertEqual(record["fields"]["path"], "/tmp/evil")
-        self.assertEqual(self.guest.run("/tmp/evil true").code, 0)
+            self.assertEqual(record["fields"]["path"], "/tmp/true")
+        self.assertEqual(self.guest.run("/tmp/true").code, 0)
 
     def test_an_opening_is_denied_with_the_error_that_was_asked_for(self):
         self.guest.check("echo secret >/tmp/secret")

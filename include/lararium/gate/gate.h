@@ -109,7 +109,7 @@ private:
 
 // What an earlier monitor left in this guest: hooks that do nothing. Nothing: there is none.
 struct LeftGate {
-  Gva base;
+  Gva window;
   std::size_t sites = 0;
 };
 [[nodiscard]] std::optional<LeftGate> find_left_gate(const linux_guest::Kernel &kernel);

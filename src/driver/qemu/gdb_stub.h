@@ -29,6 +29,8 @@ public:
   // False: no packet of QEMU's is like that, and nothing more is taken.
   [[nodiscard]] bool add(std::string_view bytes);
   [[nodiscard]] std::optional<std::string> next();
+  // How many of our packets came over.
+  [[nodiscard]] std::uint64_t acknowledged() const { return acknowledged_; }
 
 private:
   enum class State : std::uint8_t { between, packet, first_digit, second_digit };
@@ -36,6 +38,7 @@ private:
   std::string packet_;
   std::uint8_t sum_ = 0, sent_sum_ = 0;
   std::deque<std::string> packets_;
+  std::uint64_t acknowledged_ = 0;
 };
 
 // A connection. The guest stands still from open() on until resume() or the end, and goes on if this process is killed.
@@ -49,8 +52,8 @@ public:
 
   // Sends a command and gives its answer. An answer "E.." is `protocol`.
   [[nodiscard]] Result<std::string> ask(std::string_view command);
-  // Lets the guest go on without an answer; what stops it later is taken by wait().
-  [[nodiscard]] Result<void> send(std::string_view command);
+  // Lets the guest go on ("c"); what stops it later is taken by wait().
+  [[nodiscard]] Result<void> resume();
   // The next packet that was not asked for; nothing when the time is over.
   [[nodiscard]] Result<std::optional<std::string>> wait(std::chrono::microseconds timeout);
   // For those who wait for several things.
@@ -67,6 +70,7 @@ public:
 
 private:
   explicit GdbStub(std::shared_ptr<Session> session) : session_(std::move(session)) {}
+  [[nodiscard]] Result<void> send(std::string_view command);
   [[nodiscard]] Result<void> receive(std::chrono::steady_clock::time_point deadline);
 
   std::shared_ptr<Session> session_;
