@@ -19,6 +19,7 @@ from .errors import LabError, Skip
 
 RECIPE = 2  # raise it when the headers are unpacked in another way
 SOURCES = paths.LAB / "attacks" / "kernel"
+HEADERS = (paths.LAB.parent / "src" / "gate" / "trampoline_layout.h",)  # what attacks know of Lararium
 COMPILER = "gcc"
 # What later compilers can and this one cannot: the kernel was built with these, a module can do without.
 UNKNOWN_OPTIONS = ("CC_HAS_MIN_FUNCTION_ALIGNMENT", "CC_HAS_TYPEOF_UNQUAL", "CC_HAS_COUNTED_BY", "CC_HAS_COUNTED_BY_PTR",
@@ -34,7 +35,7 @@ def build(kernel: kernels.Kernel | str, name: str = "lararium_attack") -> pathli
         kernel = kernels.fetch(kernel)
     if not shutil.which(COMPILER) or not shutil.which("make"):
         raise Skip(f"{COMPILER} and make are needed to build kernel modules")
-    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h", ".S"))
+    sources = [*sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h", ".S")), *HEADERS]
     digest = hashlib.sha256(f"{RECIPE} {kernel.release} {kernel.version} {UNKNOWN_OPTIONS}".encode())
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

@@ -17,6 +17,8 @@ import time
 
 import harness
 
+from lab.attack import Attacker
+
 KILLS = int(os.environ.get("LARARIUM_KILLS", "20"))
 
 
@@ -159,6 +161,32 @@ class GuardTest(harness.GuestTest):
                            env={**os.environ, "LARARIUM_CACHE": self.cache.name})
             file.seek(0)
             return file.read()
+
+    def test_attacks_on_the_hooks_are_seen_and_put_back(self):
+        attacker = Attacker(self.guest)
+        self.addCleanup(attacker.stop)
+        self.guest.check("cp /bin/busybox /tmp/true")
+        # (attack, what it is about, whether something is put back)
+        for attack, what, put_back in (
+                ("gate_call", "the call of", True), ("gate_code", "the trampoline", True),
+                ("gate_board", "the hooks' configuration", True), ("gate_answer", "the monitor's answers", True),
+                ("gate_table", "the hooks' page table", True), ("gate_slot", "that no hooked call made", False)):
+            with self.subTest(attack), self.guard("--hooks", "exec", "--deny", "exec path=/tmp/**") as monitor:
+                attacker.on(attack)
+                record = monitor.wait_for(lambda r: r["type"] == "gate_tampered" and what in r["sentence"], attack)  # noqa: B023
+                if put_back:
+                    self.assertTrue(record["fields"]["put_back"], record)
+                    self.assertNotEqual(record["fields"]["expected_bytes"], record["fields"]["found_bytes"])
+                print(f"{attack}: {record['sentence']}; after {record['fields'].get('after_microseconds')} us")
+                self.assertEqual(self.guest.run("/tmp/true").code, 126)
+                attacker.off(attack)
+                self.assertEqual(monitor.process.poll(), None)
+        with self.guard("--hooks", "kexec") as monitor:
+            attacker.on("gate_entry")
+            record = monitor.wait_for(lambda r: r["type"] == "gate_tampered", "gate_entry")
+            self.assertIn("page table entry", record["sentence"])
+            self.assertTrue(record["fields"]["put_back"])
+            attacker.off("gate_entry")
 
     def test_killed_monitors_leave_a_guest_that_goes_on(self):
         self.guest.check("(while :; do /bin/busybox true; done) >/dev/null 2>&1 & echo $! >/tmp/storm")

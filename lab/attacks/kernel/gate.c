@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// An attack simulator for test guests (attack.h): code in the kernel that turns on the hooks that a monitor put into it. It
+// exists only to test that this is seen and put back.
+#include "attack.h"
+
+#include <linux/gfp.h>
+#include <linux/mm.h>
+#include <linux/smp.h>
+#include <asm/io.h>
+#include <asm/pgtable.h>
+
+#include "trampoline_layout.h" // of src/gate
+
+static const int windows[] = {508, 509, 510, 504};
+static u8 *area;       // where the kernel has it
+static u64 *directory; // the page table entry that leads to it
+
+// In the direct map it can be written to.
+static u8 *writable(size_t offset)
+{
+	return (u8 *)__va(((unsigned long)area & (PMD_SIZE - 1)) + offset);
+}
+
+static int find_area(void)
+{
+	u64 *table = attack_symbol("level2_fixmap_pgt");
+	size_t i, page;
+	unsigned int level;
+	if (!table)
+		return -ENOENT;
+	for (i = 0; i < ARRAY_SIZE(windows); i++) {
+		u8 *window = (u8 *)0xffffffffc0000000UL + (size_t)windows[i] * PMD_SIZE;
+		if (!table[windows[i]])
+			continue;
+		for (page = 1; page < 256; page++) {
+			pte_t *pte = lookup_address((unsigned long)window + page * PAGE_SIZE, &level);
+			if (pte && pte_present(*pte) && level == PG_LEVEL_4K) {
+				area = window + page * PAGE_SIZE;
+				directory = &table[windows[i]];
+				return 0;
+			}
+		}
+	}
+	return -ESRCH;
+}
+
+struct site {
+	u64 address, physical;
+	s32 original, patched;
+	u32 stub, reserved;
+};
+
+// The call is what it was before it was hooked.
+static struct patch call;
+static int call_on(const char *argument)
+{
+	struct site *site;
+	int result = find_area();
+	if (result)
+		return result;
+	site = (struct site *)(area + GATE_SITES);
+	return patch_apply(&call, (u8 *)site->address + 1, &site->original, sizeof(site->original));
+}
+static void call_off(void)
+{
+	call.length = 0; // it was put back by others
+}
+
+// The trampoline returns at once, so that every call goes on.
+static int code_on(const char *argument)
+{
+	int result = find_area();
+	if (result)
+		return result;
+	WRITE_ONCE(*writable(0), 0xc3);
+	return 0;
+}
+static void nothing_off(void)
+{
+}
+
+// The configuration says that nobody is interested.
+static int board_on(const char *argument)
+{
+	int result = find_area();
+	if (result)
+		return result;
+	WRITE_ONCE(*writable(GATE_BOARD + BOARD_ON), 0);
+	return 0;
+}
+
+// An answer that the monitor did not give.
+static int answer_on(const char *argument)
+{
+	int result = find_area();
+	if (result)
+		return result;
+	WRITE_ONCE(*(u64 *)writable(GATE_CPUS + CPU_ANSWER), 0x100000000ULL);
+	return 0;
+}
+
+// The code's page is another one, in which the trampoline returns at once.
+static struct page *copy;
+static int table_on(const char *argument)
+{
+	unsigned int level;
+	pte_t *pte;
+	int result = find_area();
+	if (result)
+		return result;
+	pte = lookup_address((unsigned long)area, &level);
+	copy = alloc_page(GFP_KERNEL);
+	if (!pte || !copy)
+		return -ENOMEM;
+	memcpy(page_address(copy), area, PAGE_SIZE);
+	*(u8 *)page_address(copy) = 0xc3;
+	WRITE_ONCE(*(u64 *)pte, (READ_ONCE(*(u64 *)pte) & ~PTE_PFN_MASK) | page_to_phys(copy));
+	return 0;
+}
+static void table_off(void)
+{
+	if (copy)
+		__free_page(copy);
+	copy = NULL;
+}
+
+// The mapping is gone. Only with hooks that nothing calls: whoever does would meet no memory.
+static int entry_on(const char *argument)
+{
+	int result = find_area();
+	if (result)
+		return result;
+	WRITE_ONCE(*directory, 0);
+	return 0;
+}
+
+// An event that no hooked call made, and its bell.
+static int slot_on(const char *argument)
+{
+	u8 *cpu, *slot, *bell;
+	u64 number;
+	unsigned long flags;
+	int result = find_area();
+	if (result)
+		return result;
+	local_irq_save(flags);
+	cpu = area + GATE_CPUS + smp_processor_id() * GATE_CPU_SIZE;
+	slot = (u8 *)*(u64 *)(cpu + CPU_SLOT);
+	number = (*(u64 *)(cpu + CPU_ANSWER) >> 8) + 1;
+	bell = (u8 *)(*(u64 *)(cpu + CPU_BELL) + ((number << 12) & *(u64 *)(cpu + CPU_BELL_MASK)));
+	*(u64 *)(slot + SLOT_STACK) = (u64)&flags;
+	*(u64 *)(slot + SLOT_CALLER) = (u64)slot_on;
+	*(u32 *)(slot + SLOT_STUB) = 0;
+	WRITE_ONCE(*(u64 *)(slot + SLOT_NUMBER), number);
+	WRITE_ONCE(*(u64 *)bell, number);
+	local_irq_restore(flags);
+	return 0;
+}
+
+struct attack attack_gate[] = {
+	{.name = "gate_call", .on = call_on, .off = call_off},
+	{.name = "gate_code", .on = code_on, .off = nothing_off},
+	{.name = "gate_board", .on = board_on, .off = nothing_off},
+	{.name = "gate_answer", .on = answer_on, .off = nothing_off},
+	{.name = "gate_table", .on = table_on, .off = table_off},
+	{.name = "gate_entry", .on = entry_on, .off = nothing_off},
+	{.name = "gate_slot", .on = slot_on, .off = nothing_off},
+	{},
+};
