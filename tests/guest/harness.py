@@ -41,6 +41,10 @@ class LarariumError(AssertionError):
                          f"{completed.stderr[-2000:]}")
 
 
+class QemuFailed(AssertionError):
+    """QEMU did not start; its own words."""
+
+
 def run_lararium(*arguments, timeout=60, cache=None, check=True):
     """Runs Lararium and gives the completed process, with text output."""
     environment = {**os.environ, "NO_COLOR": "1"}
@@ -54,27 +58,31 @@ def run_lararium(*arguments, timeout=60, cache=None, check=True):
 
 
 @contextlib.contextmanager
-def bare_qemu(*arguments, memory="64M"):
+def bare_qemu(*arguments, memory="64M", machine="q35", accel="tcg", version="7.2", monitor=True):
     """A VM that boots nothing: it stays in its firmware. Gives the process, with `qmp`, its monitor's path."""
     with tempfile.TemporaryDirectory(prefix="lararium-qemu-", ignore_cleanup_errors=True) as folder:
-        found = qemu.find("7.2")
+        found = qemu.find(version)
         firmware = [word for path in found.firmware for word in ("-L", path)]
         path = pathlib.Path(folder, "qmp.sock")
-        process = subprocess.Popen(
-            [found.binary, *firmware, "-machine", "q35", "-accel", "tcg", "-m", memory, "-display", "none", "-nic", "none",
-             "-serial", "none", "-monitor", "none", "-qmp", f"unix:{path},server=on,wait=off", *arguments],
-            stdin=subprocess.DEVNULL, env={**os.environ, **found.environment})
-        process.qmp = path
+        line = [found.binary, *firmware, "-machine", machine, "-accel", accel, "-m", memory, "-display", "none", "-nic",
+                "none", "-serial", "none", "-monitor", "none"]
+        line += arguments
+        if monitor:  # QEMU makes the sockets in this order: with the last, all are there
+            line += ["-qmp", f"unix:{path},server=on,wait=off"]
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                   env={**os.environ, **found.environment})
+        process.qmp = path if monitor else None
         try:
             deadline = time.monotonic() + 30
-            while not path.exists():
+            while monitor and not path.exists():
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError("QEMU does not start")
+                    raise QemuFailed(process.stderr.read() if process.poll() is not None else "it does not get ready")
                 time.sleep(0.02)
             yield process
         finally:
             process.kill()
             process.wait()
+            process.stderr.close()
 
 
 def bytes_of(text):

@@ -10,12 +10,16 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
+import tempfile
 import time
 import unittest
 import uuid
 
 import harness
+from lab import qmp
 from lab.errors import LabError, Skip
 from lab.guest import Guest
 from lab.libvirt import LibvirtGuest
@@ -237,6 +241,103 @@ class OneGuestManyNames(harness.GuestTest):
             self.guest.qmp("cont")
         self.ps(self.guest.pid, "--pause")
         self.assertEqual(self.guest.qmp("query-status")["status"], "running")
+
+
+class KilledWhilePausing(unittest.TestCase):
+    """SIGKILL leaves no time to resume the guest: a process that outlives the killed one does."""
+
+    @contextlib.contextmanager
+    def vm(self, *more):
+        with tempfile.TemporaryDirectory(prefix="lararium-pause-") as folder:
+            self.control = f"{folder}/control.sock"
+            with harness.bare_qemu("-qmp", f"unix:{self.control},server=on,wait=off", *more) as vm:
+                yield vm
+
+    def status(self):
+        return qmp.execute(self.control, "query-status")["status"]
+
+    def wait_for(self, status, seconds, process=None):
+        deadline = time.monotonic() + seconds
+        while (now := self.status()) != status:
+            if process and process.poll() is not None:
+                self.fail(f"lararium ended with {process.returncode}: {process.stderr.read()}")
+            self.assertLess(time.monotonic(), deadline, f"the VM is {now}, not {status}")
+            time.sleep(0.005)
+
+    @contextlib.contextmanager
+    def paused(self, vm):
+        """A Lararium that pauses the VM and cannot go on: nobody reads what it writes."""
+        process = subprocess.Popen([harness.BINARY, "read", str(vm.pid), "phys:0x100000", "32M", "--pause"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        try:
+            self.wait_for("paused", 30, process)
+            yield process
+        finally:
+            process.stdout.close()
+            process.stderr.close()
+            process.kill()
+            process.wait()
+
+    def test_it_goes_on(self):
+        with self.vm() as vm:
+            for ways, kill in {"the process": os.kill, "its group": os.killpg}.items():
+                with self.subTest(killed=ways), self.paused(vm) as process:
+                    kill(process.pid, signal.SIGKILL)
+                    process.wait()
+                    began = time.monotonic()
+                    self.wait_for("running", 20)
+                    print(f"resumed {(time.monotonic() - began) * 1e3:.0f} ms after the kill of {ways}")
+                    # Who reads our output does not wait for the process that looks after the VM.
+                    process.stdout.read()
+                    self.assertLess(time.monotonic() - began, 20)
+
+    def test_by_the_human_monitor(self):
+        with tempfile.TemporaryDirectory(prefix="lararium-pause-") as folder:
+            path = f"{folder}/hmp.sock"
+            with harness.bare_qemu("-monitor", f"unix:{path},server=on,wait=off") as vm:
+                # Two clients would be one too many for the only QMP socket: the human monitor is what is left.
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(vm.qmp))
+                    stream = client.makefile("rw")
+                    stream.readline()
+
+                    def ask(command):
+                        stream.write(json.dumps({"execute": command}) + "\n")
+                        stream.flush()
+                        while True:
+                            answer = json.loads(stream.readline())
+                            if "return" in answer:
+                                return answer["return"]
+
+                    ask("qmp_capabilities")
+                    self.status = lambda: ask("query-status")["status"]
+                    with self.paused(vm) as process:
+                        process.kill()
+                        process.wait()
+                        self.wait_for("running", 20)
+
+    def test_what_was_paused_before_stays_so(self):
+        with self.vm() as vm:
+            qmp.execute(self.control, "stop")
+            process = subprocess.Popen([harness.BINARY, "read", str(vm.pid), "phys:0x100000", "32M", "--pause"],
+                                       stdout=subprocess.PIPE)
+            with process:
+                process.stdout.read(1)
+                process.kill()
+            time.sleep(1)
+            self.assertEqual(self.status(), "paused")
+
+    def test_at_any_moment(self):
+        with self.vm() as vm:
+            for round_ in range(30):
+                process = subprocess.Popen([harness.BINARY, "read", str(vm.pid), "phys:0x100000", "4M", "--pause"],
+                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                time.sleep(round_ * 0.001)
+                process.kill()
+                process.wait()
+            time.sleep(2.5)  # a guard that does not know whether there was a pause looks for two seconds
+            self.wait_for("running", 20)
+            self.assertIsNone(vm.poll())
 
 
 class SeveralVms(unittest.TestCase):

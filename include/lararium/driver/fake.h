@@ -110,10 +110,12 @@ class FakeRunControl final : public RunControl {
 public:
   RunState current = RunState::running;
   bool failing = false;
-  std::vector<std::string> calls; // "state", "pause", "resume"
+  std::vector<std::string>
+      calls; // "state", "guard", "pause", "resume", "dismiss", and "forsaken" for a guard that stays
   [[nodiscard]] Result<RunState> state() override;
   [[nodiscard]] Result<void> pause() override;
   [[nodiscard]] Result<void> resume() override;
+  [[nodiscard]] Result<std::unique_ptr<PauseGuard>> guard_pause() override;
 };
 
 // Holds no writes by itself: a test says who writes. A write goes to the memory when its page is released; what is not

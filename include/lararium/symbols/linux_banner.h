@@ -15,7 +15,8 @@ struct LinuxBanner {
 };
 
 // The first banner in the image: printable text from "Linux version " and a digit up to "\n" and NUL. That excludes
-// linux_proc_banner, a format, and the copy in the kernel's log, which has no newline.
+// linux_proc_banner, a format, and the copy in the kernel's log, which has no newline. One with the number of its build
+// goes before one without.
 [[nodiscard]] std::optional<LinuxBanner> find_linux_banner(Bytes image);
 // The same of the text that starts at `text`, for who knows where it is.
 [[nodiscard]] std::optional<std::string> read_linux_banner(Bytes text);

@@ -87,9 +87,15 @@ private:
 // $XDG_CACHE_HOME/lararium or ~/.cache/lararium. Files are named by build id; a profile is written to a temporary name
 // and renamed, so that readers and several writers never meet a half-written one. Files that others than root or this
 // user may write to are not used.
+struct ProfileCacheLimits {
+  std::size_t files = 256; // a profile is 5 to 10 MB
+  std::uint64_t bytes = 2ULL << 30;
+};
+
 class ProfileCache {
 public:
-  explicit ProfileCache(std::filesystem::path directory) : directory_(std::move(directory)) {}
+  explicit ProfileCache(std::filesystem::path directory, ProfileCacheLimits limits = {})
+      : directory_(std::move(directory)), limits_(limits) {}
   [[nodiscard]] static ProfileCache default_location();
 
   struct Candidate {
@@ -97,13 +103,15 @@ public:
     std::uint64_t build_id_offset = 0; // compare the guest's bytes there: a match needs no search
     std::filesystem::path file;
   };
-  // The cached profiles, newest first, at most `limit`; only the head of each file is read. Take one with find().
+  // The cached profiles, last used first, at most `limit`; only the head of each file is read. Take one with find().
   [[nodiscard]] std::vector<Candidate> candidates(std::size_t limit = 256) const;
   [[nodiscard]] Result<std::shared_ptr<const Profile>> find(const BuildId &build_id) const;
-  [[nodiscard]] Result<void> store(const Profile &profile) const; // a failure is no reason to stop: say it and go on
+  // A failure is no reason to stop: say it and go on. What was not used for longest goes when the limits are reached.
+  [[nodiscard]] Result<void> store(const Profile &profile) const;
 
 private:
   std::filesystem::path directory_;
+  ProfileCacheLimits limits_;
 };
 
 } // namespace lararium

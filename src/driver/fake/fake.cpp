@@ -155,6 +155,33 @@ Result<void> FakeRunControl::resume() {
   return {};
 }
 
+namespace {
+
+class FakePauseGuard final : public PauseGuard {
+public:
+  explicit FakePauseGuard(std::vector<std::string> &calls) : calls_(calls) {}
+  ~FakePauseGuard() override {
+    if (!dismissed_)
+      calls_.emplace_back("forsaken");
+  }
+  void paused() override { calls_.emplace_back("paused"); }
+  void dismiss() override {
+    calls_.emplace_back("dismiss");
+    dismissed_ = true;
+  }
+
+private:
+  std::vector<std::string> &calls_;
+  bool dismissed_ = false;
+};
+
+} // namespace
+
+Result<std::unique_ptr<PauseGuard>> FakeRunControl::guard_pause() {
+  calls.emplace_back("guard");
+  return std::make_unique<FakePauseGuard>(calls);
+}
+
 void FakeProtection::write(Gpa address, Bytes bytes, std::optional<std::uint32_t> vcpu) {
   if (protected_.contains(address.value / unit))
     waiting_.push_back({address, {bytes.begin(), bytes.end()}, {address, true, vcpu, 1}, false});

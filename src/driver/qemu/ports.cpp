@@ -1,12 +1,15 @@
 #include "ports.h"
 
+#include "guardian.h"
 #include "lararium/driver/qemu/monitor_text.h"
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <ctime>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <thread>
 #include <unistd.h>
 
 namespace lararium::qemu {
@@ -26,7 +29,40 @@ std::string string_in(const json &object, const char *key) {
   return it != object.end() && it->is_string() ? it->get<std::string>() : std::string();
 }
 
-// A paused guest stays paused when we end: QEMU has no way to tie that to a connection. ScopedPause keeps it short.
+// Has the guest go on that we left paused. Where it is not known to be (`was_paused`), a pause may still come: a virsh
+// that we started goes on without us.
+void resume_left_behind(const Session &session, bool was_paused) {
+  using namespace std::chrono_literals;
+  constexpr auto may_still_come = 2s;
+  constexpr auto patience = 10min; // another client may hold the monitor
+  const auto begin = std::chrono::steady_clock::now();
+  const auto since = [&] { return std::chrono::steady_clock::now() - begin; };
+  while (session.process.alive() && since() < patience) {
+    if (const auto monitor = session.monitors.open()) {
+      const auto state = ask_state(**monitor);
+      if (state == RunState::paused) {
+        // Not again after that: the next pause is somebody else's.
+        if ((*monitor)->speaks_qmp() ? (*monitor)->qmp("cont").has_value() : (*monitor)->hmp("cont").has_value())
+          return;
+      } else if (state && (was_paused || since() > may_still_come)) {
+        return;
+      }
+    }
+    std::this_thread::sleep_for(50ms);
+  }
+}
+
+class QemuPauseGuard final : public PauseGuard {
+public:
+  explicit QemuPauseGuard(Guardian guardian) : guardian_(std::move(guardian)) {}
+  void paused() override { guardian_.mark(); }
+  void dismiss() override { guardian_.dismiss(); }
+
+private:
+  Guardian guardian_;
+};
+
+// QEMU has no way to tie a pause to a connection: a process that outlives us ends it.
 class QemuRunControl final : public RunControl {
 public:
   explicit QemuRunControl(std::shared_ptr<Session> session) : session_(std::move(session)) {}
@@ -36,6 +72,11 @@ public:
   }
   Result<void> pause() override { return command("stop", RunState::paused); }
   Result<void> resume() override { return command("cont", RunState::running); }
+  Result<std::unique_ptr<PauseGuard>> guard_pause() override {
+    TRY_ASSIGN(auto guardian, Guardian::start({session_->process.pidfd()},
+                                              [this](bool paused) { resume_left_behind(*session_, paused); }));
+    return std::make_unique<QemuPauseGuard>(std::move(guardian));
+  }
 
 private:
   Result<void> command(std::string_view name, RunState wanted) {

@@ -1,10 +1,10 @@
 #include "userfault.h"
 
+#include "guardian.h"
 #include "remote_call.h"
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/userfaultfd.h>
@@ -12,7 +12,6 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
 
@@ -36,28 +35,24 @@ public:
       return fail_errno(fmt::format("cannot open {}", setting_path), errno);
     if (::flock(permission.file_.get(), LOCK_EX) != 0)
       return fail_errno(fmt::format("cannot lock {}", setting_path), errno);
-    int ends[2];
-    if (::pipe2(ends, O_CLOEXEC) != 0)
-      return fail_errno("cannot make a pipe", errno);
-    UniqueFd read_end(ends[0]);
-    permission.write_end_.reset(ends[1]);
-    permission.child_ = ::fork();
-    if (permission.child_ < 0)
-      return fail_errno("cannot start a process", errno);
-    if (permission.child_ == 0)
-      guard(read_end.get(), permission.file_.get());
+    const int file = permission.file_.get();
+    // It runs in a copy of a process that may have threads: nothing but a system call.
+    auto guardian = Guardian::start({file}, [file](bool) {
+      const char off = '0';
+      static_cast<void>(::pwrite(file, &off, 1, 0));
+    });
+    if (!guardian)
+      return std::unexpected(std::move(guardian).error());
+    permission.guardian_.emplace(std::move(*guardian));
     return permission;
   }
-  Permission(Permission &&other) noexcept
-      : file_(std::move(other.file_)), write_end_(std::move(other.write_end_)),
-        child_(std::exchange(other.child_, -1)) {}
+  Permission(Permission &&) = default;
   Permission &operator=(Permission &&) = delete;
   Permission(const Permission &) = delete;
   Permission &operator=(const Permission &) = delete;
   ~Permission() {
-    write_end_.reset();
-    if (child_ > 0)
-      ::waitpid(child_, nullptr, 0);
+    if (guardian_)
+      guardian_->put_right();
   }
 
   [[nodiscard]] bool allow() { return set('1'); }
@@ -67,36 +62,8 @@ private:
   Permission() = default;
   [[nodiscard]] bool set(char value) { return ::pwrite(file_.get(), &value, 1, 0) == 1; }
 
-  // Only what is safe behind fork() in a process with threads.
-  [[noreturn]] static void guard(int read_end, int file) {
-    ::setsid();
-    // Whoever reads what we print shall not wait for this process.
-    for (const int descriptor : {0, 1, 2})
-      ::close(descriptor);
-    sigset_t all;
-    sigfillset(&all);
-    ::sigprocmask(SIG_BLOCK, &all, nullptr);
-    for (const int descriptor : {read_end, file})
-      ::fcntl(descriptor, F_SETFD, 0);
-    // The write end was inherited too: it must go, or the pipe never ends.
-    constexpr unsigned highest = ~0U;
-    const auto low = static_cast<unsigned>(std::min(read_end, file)),
-               high = static_cast<unsigned>(std::max(read_end, file));
-    if (low > 3)
-      ::syscall(SYS_close_range, 3U, low - 1, 0U);
-    if (high > low + 1)
-      ::syscall(SYS_close_range, low + 1, high - 1, 0U);
-    ::syscall(SYS_close_range, high + 1, highest, 0U);
-    char byte = 0;
-    while (::read(read_end, &byte, 1) < 0 && errno == EINTR)
-      ;
-    const char off = '0';
-    static_cast<void>(::pwrite(file, &off, 1, 0));
-    ::_exit(0);
-  }
-
-  UniqueFd file_, write_end_;
-  pid_t child_ = -1;
+  UniqueFd file_;
+  std::optional<Guardian> guardian_;
 };
 
 struct Taken {

@@ -94,6 +94,11 @@ void set_build_id(ProfileSource &source, Bytes image, const Landmarks &landmarks
   }
 }
 
+std::unexpected<Error> no_linux() {
+  return fail(ErrorCode::unknown_os, "no operating system that Lararium knows was found in the guest's memory: what is "
+                                     "mapped where Linux has its kernel holds no Linux banner");
+}
+
 // The profile with the types that the landmarks show, else with those that a search finds, else with none.
 Result<std::shared_ptr<const Profile>> build_with_types(ProfileSource &source, Bytes image, const Landmarks &landmarks,
                                                         std::vector<std::string> &warnings) {
@@ -121,7 +126,7 @@ Result<ImageProfile> profile_from_image(const KernelImage &image, const KernelLo
   auto kallsyms = Kallsyms::carve(bytes, location.base);
   if (!kallsyms) {
     if (!find_linux_banner(bytes))
-      return fail(ErrorCode::unknown_os, "what is mapped where Linux has its kernel holds no Linux banner");
+      return no_linux();
     return wrap(std::move(kallsyms).error(), "kernel symbols");
   }
   if (!kallsyms->has_data_symbols())
@@ -139,7 +144,7 @@ Result<ImageProfile> profile_from_image(const KernelImage &image, const KernelLo
 
   auto banner = banner_of(bytes, landmarks);
   if (!banner)
-    return fail(ErrorCode::unknown_os, "what is mapped where Linux has its kernel holds no Linux banner");
+    return no_linux();
   source.banner = std::move(*banner);
   set_build_id(source, bytes, landmarks);
   if (source.build_id.size == 0)

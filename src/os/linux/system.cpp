@@ -161,7 +161,7 @@ std::shared_ptr<const Profile> cached_profile(const PhysicalMemory &memory, cons
         !std::equal(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(length),
                     candidate.build_id.bytes.begin()))
       continue;
-    if (auto profile = Profile::open(candidate.file))
+    if (auto profile = cache.find(candidate.build_id))
       return std::move(*profile);
   }
   return nullptr;

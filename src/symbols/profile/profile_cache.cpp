@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <ctime>
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -62,6 +63,65 @@ Result<void> write_all(int file, Bytes bytes) {
     bytes = bytes.subspan(static_cast<std::size_t>(written));
   }
   return {};
+}
+
+// A profile of whatever version, or what a store that was cut off left of one.
+bool is_cache_file(std::string_view name, bool &unfinished) {
+  unfinished = name.starts_with('.'); // ".BUILDID.profile.PID.SERIAL"
+  const std::size_t end = name.find(suffix, 1);
+  if (unfinished)
+    name.remove_prefix(1);
+  else if (!name.ends_with(suffix))
+    return false;
+  const std::string_view id = name.substr(0, name.find(suffix));
+  return end != std::string_view::npos && !id.empty() &&
+         std::ranges::all_of(id, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+}
+
+// Two that trim at once remove the same files; nobody needs a file to stay that he has opened.
+void trim(const fs::path &path, const ProfileCacheLimits &limits, std::string_view just_stored) {
+  UniqueFd directory = open_directory(path);
+  DIR *stream = directory ? ::fdopendir(directory.get()) : nullptr;
+  if (stream == nullptr)
+    return;
+  const int descriptor = directory.release(); // the stream's from now on
+  struct Kept {
+    time_t used;
+    std::uint64_t size;
+    std::string name;
+  };
+  std::vector<Kept> kept;
+  constexpr time_t abandoned_after = 3600;
+  const time_t now = ::time(nullptr);
+  std::size_t looked_at = 0;
+  while (const dirent *entry = ::readdir(stream)) {
+    if (++looked_at > entries_looked_at)
+      break;
+    bool unfinished = false;
+    struct stat status{};
+    if (!is_cache_file(entry->d_name, unfinished) || entry->d_name == just_stored ||
+        ::fstatat(descriptor, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode))
+      continue;
+    if (!unfinished)
+      kept.push_back({status.st_mtim.tv_sec, static_cast<std::uint64_t>(status.st_size), entry->d_name});
+    else if (now - status.st_mtim.tv_sec > abandoned_after)
+      ::unlinkat(descriptor, entry->d_name, 0);
+  }
+  std::ranges::sort(kept, std::ranges::greater{}, &Kept::used);
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    bytes += kept[i].size;
+    if (i + 1 >= limits.files || bytes > limits.bytes)
+      ::unlinkat(descriptor, kept[i].name.c_str(), 0);
+  }
+  ::closedir(stream);
+}
+
+// Says by the file's time that it is in use. Whose directory it is not cannot, and then it is the owner who uses it.
+void mark_used(int file, const struct stat &status) {
+  constexpr time_t often_enough = 3600;
+  if (::time(nullptr) - status.st_mtim.tv_sec > often_enough)
+    static_cast<void>(::futimens(file, nullptr));
 }
 
 // No fsync: a file that a power failure tore fails its checksum, and is built again.
@@ -154,6 +214,7 @@ Result<std::shared_ptr<const Profile>> ProfileCache::find(const BuildId &build_i
     return wrap(std::move(profile).error(), (directory_ / name).string());
   if ((*profile)->build_id() != build_id)
     return fail(ErrorCode::corrupt, fmt::format("{} is the profile of another kernel", (directory_ / name).string()));
+  mark_used(file.get(), status);
   return profile;
 }
 
@@ -170,6 +231,7 @@ Result<void> ProfileCache::store(const Profile &profile) const {
   auto done = write_and_rename(directory.get(), temporary, name, profile.image());
   if (!done)
     return wrap(std::move(done).error(), (directory_ / name).string());
+  trim(directory_, limits_, name);
   return {};
 }
 

@@ -40,6 +40,13 @@ public:
     paused_ = false;
     return {};
   }
+  Result<std::unique_ptr<PauseGuard>> guard_pause() override {
+    struct NoGuard final : PauseGuard {
+      void paused() override {}
+      void dismiss() override {}
+    };
+    return std::make_unique<NoGuard>();
+  }
 
 private:
   FakeWorld &world_;

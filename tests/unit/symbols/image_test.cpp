@@ -111,5 +111,17 @@ TEST(LinuxBanner, OnlyTheBannerItself) {
   EXPECT_FALSE(find_linux_banner({}));
 }
 
+TEST(LinuxBanner, TheOneWithTheBuildsNumber) {
+  Image image(8192);
+  const std::string placeholder = "Linux version 6.1.0-50-amd64 (builder@host) (gcc-12) # SMP PREEMPT_DYNAMIC ";
+  const std::string banner =
+      "Linux version 6.1.0-50-amd64 (builder@host) (gcc-12) #1 SMP PREEMPT_DYNAMIC Debian 6.1.1-1";
+  image.put(100, placeholder + "\n");
+  EXPECT_EQ(find_linux_banner(image.bytes)->text, placeholder);
+  image.put(500, banner + "\n");
+  image.put(900, banner + " of another\n");
+  EXPECT_EQ(find_linux_banner(image.bytes)->text, banner);
+}
+
 } // namespace
 } // namespace lararium

@@ -218,6 +218,45 @@ TEST(ProfileCache, DoesNotMistakeOneKernelForAnother) {
   EXPECT_EQ(cache.store(**Profile::build({})).error().code, ErrorCode::usage) << "no build id";
 }
 
+TEST(ProfileCache, ForgetsWhatWasNotUsedForLongest) {
+  const TemporaryDirectory directory;
+  const ProfileCache cache(directory.path(), {.files = 3, .bytes = 1 << 20});
+  const auto path_of = [&](std::uint8_t n) { return directory.path() / (build_id(n).hex() + ".profile"); };
+  const auto use_at = [&](const fs::path &path, time_t seconds) {
+    const timespec times[2] = {{seconds, 0}, {seconds, 0}};
+    ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
+  };
+  const auto store = [&](const ProfileCache &in, std::uint8_t n) {
+    auto from = source();
+    from.build_id = build_id(n);
+    ASSERT_TRUE(in.store(**Profile::build(from)));
+  };
+  for (const std::uint8_t n : {1, 2, 3}) {
+    store(cache, n);
+    use_at(path_of(n), 1000 + n);
+  }
+  ASSERT_TRUE(cache.find(build_id(1))) << "which is a use";
+  const auto foreign = directory.path() / "mine.profile", cut_off = directory.path() / ".0a.profile.77.0",
+             under_way = directory.path() / ".0b.profile.78.0", old_version = directory.path() / "00ff.profile";
+  for (const auto &path : {foreign, cut_off, under_way, old_version})
+    std::ofstream(path) << "x";
+  use_at(foreign, 1);
+  use_at(cut_off, 1);
+  use_at(old_version, 1);
+  store(cache, 4);
+  EXPECT_TRUE(fs::exists(path_of(1)));
+  EXPECT_FALSE(fs::exists(path_of(2)));
+  EXPECT_TRUE(fs::exists(path_of(3)));
+  EXPECT_TRUE(fs::exists(path_of(4)));
+  EXPECT_TRUE(fs::exists(foreign));
+  EXPECT_TRUE(fs::exists(under_way));
+  EXPECT_FALSE(fs::exists(cut_off));
+  EXPECT_FALSE(fs::exists(old_version));
+
+  store(ProfileCache(directory.path(), {.files = 256, .bytes = 1}), 5);
+  EXPECT_EQ(cache.candidates().size(), 1U) << "what was stored last stays";
+}
+
 TEST(ProfileCache, LocationFollowsTheEnvironment) {
   const TemporaryDirectory directory;
   ::setenv("LARARIUM_CACHE", directory.path().c_str(), 1);

@@ -86,8 +86,17 @@ TEST(FakeTarget, RecordsCalls) {
     ASSERT_TRUE(pause);
     EXPECT_EQ(fake.run_control.current, RunState::paused);
   }
-  EXPECT_EQ(fake.run_control.calls, (std::vector<std::string>{"state", "pause", "resume"}));
-  fake.run_control.failing = true;
+  EXPECT_EQ(fake.run_control.calls,
+            (std::vector<std::string>{"state", "guard", "pause", "paused", "resume", "dismiss"}));
+  fake.run_control.calls.clear();
+  {
+    auto pause = ScopedPause::take(*fake.target.run_control);
+    ASSERT_TRUE(pause);
+    fake.run_control.failing = true;
+    EXPECT_FALSE(pause->release());
+  }
+  EXPECT_EQ(fake.run_control.calls,
+            (std::vector<std::string>{"state", "guard", "pause", "paused", "resume", "forsaken"}));
   EXPECT_FALSE(ScopedPause::take(*fake.target.run_control));
   fake.vcpus.failing = true;
   EXPECT_FALSE(fake.target.vcpus->registers());
