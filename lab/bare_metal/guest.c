@@ -125,7 +125,7 @@ static void compute(void) {
 
 static void do_round(uint32_t number, struct bare_cpu *cpu, uint64_t job) {
   switch (job) {
-  case BARE_JOB_WRITE: *(volatile uint64_t *)cpu->address = cpu->rounds + 1; break;
+  case BARE_JOB_WRITE: *(volatile uint64_t *)cpu->address = *(volatile uint64_t *)cpu->address + 1; break;
   case BARE_JOB_CALL: call_hooked_function(&cpu->allowed); break;
   case BARE_JOB_GATE:
     if (ask(number, cpu, cpu->rounds) == 0)

@@ -21,7 +21,7 @@
 
 enum bare_job {
   BARE_JOB_NONE,
-  BARE_JOB_WRITE,   /* writes a count to `address` */
+  BARE_JOB_WRITE,   /* counts at `address`: each round a write there */
   BARE_JOB_CALL,    /* calls the function of `hooked_function`, at `call_site` */
   BARE_JOB_GATE,    /* the same through a hook of the guest's own: slot and bell */
   BARE_JOB_COMPUTE, /* a round is a few thousand multiplications */
