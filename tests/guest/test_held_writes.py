@@ -34,15 +34,6 @@ def target(cpu):
     return bare_metal.TARGETS + cpu * bare_metal.BLOCK
 
 
-def descriptors(pid):
-    """What a process has open, without the sockets of monitors, which come and go."""
-    names = []
-    for number in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            names.append(os.readlink(f"/proc/{pid}/fd/{number}"))
-    return sorted(name for name in names if not name.startswith("socket:"))
-
-
 class Monitor:
     """bare_monitor on a guest."""
 
@@ -175,7 +166,7 @@ class HeldWrites(unittest.TestCase):
         chance = random.Random(4)
 
         def check(guest):
-            before = descriptors(guest.pid)
+            before = harness.open_files(guest.pid)
             for cpu in (0, 1):
                 guest.start_job(cpu, "write")
             took, held = [], 0
@@ -187,9 +178,9 @@ class HeldWrites(unittest.TestCase):
                 held += holds
                 took.append(self.assert_goes_on(guest))
             # Killed within the few microseconds in which QEMU had a copy, it leaves that; whoever comes next removes it.
-            left = descriptors(guest.pid)
+            left = harness.open_files(guest.pid)
             Monitor(guest, "hold", hex(target(0))).end()
-            self.assertEqual(descriptors(guest.pid), before)
+            self.assertEqual(harness.open_files(guest.pid), before)
             print(f"{guest.options.accel} {guest.options.qemu} {guest.options.backend}: killed {KILLS} times, {held} of "
                   f"them while it held; it went on after {statistics.median(took) * 1e3:.1f}, at most {max(took) * 1e3:.1f} ms; "
                   f"{len(left) - len(before)} descriptors left until the next one came")
