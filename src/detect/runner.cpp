@@ -64,9 +64,13 @@ std::optional<Outcome> Runner::look(std::size_t index, const Scene &scene) {
     finding.check = entry.check->name;
   if (!entry.agreement->take(result, std::move(findings.items())))
     return std::nullopt;
-  Outcome outcome{entry.check,         std::move(entry.agreement->findings()),
-                  findings.left_out(), result ? std::nullopt : std::optional(result.error()),
-                  entry.took,          entry.agreement->taken()};
+  Outcome outcome{.check = entry.check,
+                  .findings = std::move(entry.agreement->findings()),
+                  .left_out = findings.left_out(),
+                  .unseen = std::move(findings.unseen()),
+                  .error = result ? std::nullopt : std::optional(result.error()),
+                  .took = entry.took,
+                  .looks = entry.agreement->taken()};
   entry.agreement.reset();
   return outcome;
 }

@@ -25,7 +25,7 @@ Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSyst
   const linux_guest::Kernel *kernel = linux_guest::kernel_of(system);
   if (kernel == nullptr)
     return fail(ErrorCode::unsupported, "only Linux guests can be checked so far");
-  std::unique_ptr<Scene> scene(new Scene(system, *kernel));
+  std::unique_ptr<Scene> scene(new Scene(target, system, *kernel));
   scene->reference_ = reference;
   if (target.vcpus)
     if (auto registers = target.vcpus->registers())
@@ -35,6 +35,16 @@ Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSyst
     scene->module_regions_ = std::move(regions->items);
   std::ranges::sort(scene->module_regions_, {}, &linux_guest::ModuleRegion::base);
   return scene;
+}
+
+const Result<std::vector<VcpuRegisters>> &Scene::vcpus_with_msrs() const {
+  if (!vcpus_with_msrs_) {
+    if (target_->vcpus)
+      vcpus_with_msrs_ = target_->vcpus->registers_with_msrs();
+    else
+      vcpus_with_msrs_ = fail(ErrorCode::unsupported, "there are no registers");
+  }
+  return *vcpus_with_msrs_;
 }
 
 const std::vector<Process> &Scene::processes() const {

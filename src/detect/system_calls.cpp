@@ -1,5 +1,5 @@
-// The way from user mode into a system call: LSTAR's code is covered by the check of text; here the tables and the
-// dispatcher's calls are read, entry by entry.
+// The way from user mode into a system call: where each CPU's registers lead to (that code itself is covered by the
+// check of text), the tables, and the dispatcher's calls, entry by entry.
 //
 // Since 6.9 (1e3ad78334a6, also in 5.10 to 6.8 stable trees) x86-64 dispatches by a switch in x64_sys_call(), and
 // sys_call_table is only there for tracing: a rootkit that wants to be called has to change the calls in the switch.
@@ -10,6 +10,9 @@
 #include <algorithm>
 #include <array>
 #include <fmt/format.h>
+#include <initializer_list>
+#include <iterator>
+#include <optional>
 #include <vector>
 
 namespace lararium::detect {
@@ -17,6 +20,12 @@ namespace {
 
 constexpr std::uint64_t most_entries = 1024;        // system calls; Linux has some 470
 constexpr std::uint64_t largest_function = 1 << 16; // of the dispatcher: some 5 KiB
+
+// arch/x86/kernel/cpu/common.c, syscall_init(): the kernel's code segment and the 32-bit user one; TF, IF, DF, IOPL, NT
+// and AC are cleared by every kernel that is read here, by newer ones more.
+constexpr std::uint64_t linux_selectors = 0x0023'0010;
+constexpr std::uint64_t flags_cleared = 0x47700;
+constexpr std::uint64_t fred = std::uint64_t{1} << 32; // in CR4
 
 // A function that is one: what the kernel's own tables lead to.
 bool is_system_call(std::string_view name) {
@@ -36,10 +45,99 @@ public:
       any |= look_at_function(scene, dispatcher, findings);
     if (!any)
       return fail(ErrorCode::not_found, "the kernel's system call tables and dispatchers have no symbols");
+    look_at_registers(scene, findings);
     return {};
   }
 
 private:
+  static void look_at_registers(const Scene &scene, Findings &findings) {
+    const auto &vcpus = scene.vcpus_with_msrs();
+    if (!vcpus) {
+      findings.could_not_see("the CPUs' registers for system calls: " + vcpus.error().describe());
+      return;
+    }
+    Findings found;
+    for (const VcpuRegisters &vcpu : *vcpus) {
+      if (!vcpu.msrs)
+        continue;
+      if ((vcpu.cr4 & fred) != 0) {
+        findings.could_not_see(
+            fmt::format("CPU {} takes system calls by FRED, whose registers are not read", vcpu.index));
+        continue;
+      }
+      const SystemCallMsrs &msrs = *vcpu.msrs;
+      // The trampoline was there from 4.15 to 4.20, with page table isolation.
+      look_at_entry(scene, vcpu, "LSTAR", msrs.lstar, {"entry_SYSCALL_64", "entry_SYSCALL_64_trampoline"}, found);
+      // Where 32-bit programs are not run, and CSTAR on Intel's CPUs from 5.16 on (TDX), there is none.
+      if (msrs.cstar)
+        look_at_entry(scene, vcpu, "CSTAR", msrs.cstar,
+                      {"entry_SYSCALL_compat", "ignore_sysret", "entry_SYSCALL32_ignore"}, found);
+      if (msrs.sysenter_eip)
+        look_at_entry(scene, vcpu, "SYSENTER_EIP", msrs.sysenter_eip, {"entry_SYSENTER_compat"}, found);
+      if (msrs.star >> 32 != linux_selectors)
+        add(vcpu, "STAR",
+            fmt::format("has the segments {:#010x} instead of {:#010x}", msrs.star >> 32, linux_selectors), found)
+            .with("found", msrs.star)
+            .with("expected", linux_selectors << 32);
+      if ((msrs.fmask & flags_cleared) != flags_cleared)
+        add(vcpu, "FMASK",
+            fmt::format("leaves flags {:#x} of the program set in the kernel", flags_cleared & ~msrs.fmask), found)
+            .with("found", msrs.fmask);
+      if ((vcpu.efer & 1) == 0)
+        add(vcpu, "EFER", "makes a system call an invalid instruction", found).with("found", vcpu.efer);
+    }
+    if (found.items().empty())
+      return;
+    // A kernel that runs virtual machines itself has their values in these registers until it returns to a program
+    // (arch/x86/kvm/x86.c, kvm_set_user_return_msr()), and a VM of its may be on the CPU.
+    if (runs_virtual_machines(scene))
+      findings.could_not_see(fmt::format("{}, as a guest of this guest may want it", found.items().front().sentence));
+    else
+      std::ranges::move(found.items(), std::back_inserter(findings.items()));
+  }
+
+  static bool runs_virtual_machines(const Scene &scene) {
+    const auto modules = scene.system().modules();
+    return modules && std::ranges::any_of(modules->items, [](const KernelModule &module) {
+             return (module.name == "kvm_intel" || module.name == "kvm_amd") && module.references > 0;
+           });
+  }
+
+  static Finding &add(const VcpuRegisters &vcpu, std::string_view name, const std::string &what, Findings &findings) {
+    return findings.add({.subject = fmt::format("{} of CPU {}", name, vcpu.index),
+                         .severity = Severity::critical,
+                         .technique = "T1014",
+                         .sentence = fmt::format("{} of CPU {} {}", name, vcpu.index, what)});
+  }
+
+  // The entry code is mapped at more than one place: it is told by where it lies in memory.
+  static void look_at_entry(const Scene &scene, const VcpuRegisters &vcpu, std::string_view name, Gva target,
+                            std::initializer_list<std::string_view> lawful, Findings &findings) {
+    const auto &kernel = scene.kernel();
+    const auto used = kernel.space().translate(target);
+    std::optional<Gva> expected;
+    for (const auto symbol : lawful) {
+      const auto entry = kernel.symbol(symbol);
+      if (!entry)
+        continue;
+      expected = expected.value_or(*entry);
+      const auto own = kernel.space().translate(*entry);
+      if (target == *entry || (used && own && used->address == own->address))
+        return;
+    }
+    if (!expected) {
+      findings.could_not_see(fmt::format("{}: the kernel has no symbol {}", name, *lawful.begin()));
+      return;
+    }
+    const CodeRange *range = scene.code().find(target);
+    add(vcpu, name,
+        fmt::format("takes system calls to {} instead of {}", scene.describe(target), scene.describe(*expected)),
+        findings)
+        .with("found", target)
+        .with("expected", *expected)
+        .with("owner", std::string(range != nullptr ? name_of(range->owner) : "nobody"));
+  }
+
   // The table ends where the next symbol begins.
   static std::uint64_t size_up_to_next_symbol(const linux_guest::Kernel &kernel, Gva address, std::uint64_t most) {
     const std::uint64_t offset = address - kernel.location().base;
@@ -158,7 +256,10 @@ private:
 };
 
 LARARIUM_CHECK(
-    SystemCalls, "system_calls", "T1014", "system call tables and the calls of the dispatcher",
+    SystemCalls, "system_calls", "T1014", "the registers, tables and calls that lead into a system call",
+    "On each CPU, LSTAR, CSTAR and SYSENTER_EIP must lead to the kernel's entry code, and STAR, FMASK and EFER be as "
+    "Linux sets them; QEMU's monitors do not show these registers, they are read in QEMU's own memory, and what "
+    "cannot be found there without doubt is said not to be seen. "
     "Every entry of sys_call_table and of the 32-bit table must be the first byte of a system call of the "
     "kernel's own text, and every direct call and jump in x64_sys_call() and its kin must stay in that text. "
     "An entry that was exchanged for another system call of the same kernel is not seen here.")

@@ -4,7 +4,7 @@
 An attack is a line of ATTACKS: a technique of lab/attacks/kernel or a program, the check that must find it, and what the
 finding must say. An attack whose check does not exist, or that the guest's kernel has no object for, is skipped by
 name. $LARARIUM_ATTACKS is a regular expression of those to run; $LARARIUM_ATTACK_TABLE names a file that gets one JSON
-line for each attack: technique, check, kernel, found in how many milliseconds.
+line for each attack: technique, check, kernel, found in how many milliseconds. $LARARIUM_QEMU is the version of QEMU.
 """
 
 import dataclasses
@@ -134,7 +134,10 @@ ATTACKS = [
     *both("syscall_dispatch", "system_calls", r"x64_sys_call\+"),
     *both("syscall_dispatch_32", "system_calls", r"ia32_sys_call\+"),
     *both("syscall_entry_call", "system_calls", r"do_syscall_64\+"),
-    technique("lstar", "system_calls", "LSTAR", "module", unseen="QEMU's monitors do not show the register"),
+    *both("lstar", "system_calls", r"LSTAR of CPU"),
+    *both("cstar", "system_calls", r"CSTAR of CPU"),
+    *both("sysenter", "system_calls", r"SYSENTER_EIP of CPU"),
+    technique("fmask", "system_calls", r"FMASK of CPU", ""),
     *both("idt_entry", "interrupts", r"idt_table\[4\]"),
     technique("gdt_entry", "interrupts", r"(?i)gdt|descriptor", ""),
     # text and data that nobody may change
@@ -242,7 +245,7 @@ ATTACKS = [
 
 
 class Attacks(harness.GuestTest):
-    OPTIONS = {"backend": "memfd", "modules": ["dummy"]}
+    OPTIONS = {"backend": "memfd", "modules": ["dummy"], "qemu": os.environ.get("LARARIUM_QEMU", "7.2")}
 
     @classmethod
     def setUpClass(cls):

@@ -207,6 +207,7 @@ private:
           .member("left_out", outcome.left_out)
           .member("looks", outcome.looks)
           .member("milliseconds", milliseconds_of(outcome.took));
+      json.list("unseen", outcome.unseen);
       json.text_or_null("error", outcome.error ? outcome.error->describe() : "");
       json.end_object();
     }
@@ -232,6 +233,8 @@ private:
       if (outcome.error)
         context.note(
             fmt::format("{} could not be checked: {}", outcome.check->name, visible(outcome.error->describe())));
+      for (const std::string &what : outcome.unseen)
+        context.note(fmt::format("{} did not see all: {}", outcome.check->name, visible(what)));
       if (outcome.left_out != 0)
         context.note(fmt::format("{}: {} more findings are not shown", outcome.check->name, outcome.left_out));
     }

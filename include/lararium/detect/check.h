@@ -38,6 +38,8 @@ public:
   [[nodiscard]] OperatingSystem &system() const { return *system_; }
   [[nodiscard]] const linux_guest::Kernel &kernel() const { return *kernel_; }
   [[nodiscard]] std::span<const VcpuRegisters> vcpus() const { return vcpus_; } // empty: they cannot be had
+  // The same with `msrs`, asked for at first use; an error says why they cannot be had.
+  [[nodiscard]] const Result<std::vector<VcpuRegisters>> &vcpus_with_msrs() const;
   [[nodiscard]] const CodeMap &code() const { return code_; }
   [[nodiscard]] const KernelFile *reference() const { return reference_; } // null: there is none
   [[nodiscard]] const std::vector<Process> &processes() const;             // with arguments and paths
@@ -56,11 +58,14 @@ public:
   [[nodiscard]] std::string describe(Gva address) const;
 
 private:
-  Scene(OperatingSystem &system, const linux_guest::Kernel &kernel) : system_(&system), kernel_(&kernel) {}
+  Scene(const Target &target, OperatingSystem &system, const linux_guest::Kernel &kernel)
+      : target_(&target), system_(&system), kernel_(&kernel) {}
+  const Target *target_;
   OperatingSystem *system_;
   const linux_guest::Kernel *kernel_;
   const KernelFile *reference_ = nullptr;
   std::vector<VcpuRegisters> vcpus_;
+  mutable std::optional<Result<std::vector<VcpuRegisters>>> vcpus_with_msrs_;
   CodeMap code_;
   std::vector<linux_guest::ModuleRegion> module_regions_; // by base
   mutable std::optional<std::vector<Process>> processes_;
@@ -88,9 +93,13 @@ public:
   [[nodiscard]] const std::vector<Finding> &items() const { return items_; }
   [[nodiscard]] std::vector<Finding> &items() { return items_; }
   [[nodiscard]] std::size_t left_out() const { return left_out_; }
+  // What the check could not look at, and why: a sentence. Nothing found there means nothing.
+  void could_not_see(std::string what) { unseen_.push_back(std::move(what)); }
+  [[nodiscard]] std::vector<std::string> &unseen() { return unseen_; }
 
 private:
   std::vector<Finding> items_;
+  std::vector<std::string> unseen_;
   Finding overflow_;
   std::size_t left_out_ = 0;
 };

@@ -13,8 +13,9 @@ struct Outcome {
   const CheckEntry *check = nullptr;
   std::vector<Finding> findings; // seen at every look
   std::size_t left_out = 0;
-  std::optional<Error> error;      // the check could not be made
-  std::chrono::nanoseconds took{}; // in all looks
+  std::vector<std::string> unseen{}; // what the check could not look at
+  std::optional<Error> error{};      // the check could not be made
+  std::chrono::nanoseconds took{};   // in all looks
   std::uint32_t looks = 0;
 };
 

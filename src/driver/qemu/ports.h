@@ -1,6 +1,7 @@
 // The ports of a running QEMU besides its memory.
 #pragma once
 
+#include "lararium/driver/qemu/memory.h"
 #include "lararium/driver/qemu/monitor.h"
 #include "lararium/driver/qemu/process.h"
 #include "lararium/vm/target.h"
@@ -26,7 +27,8 @@ struct Session {
   }
 };
 
-[[nodiscard]] std::unique_ptr<Vcpus> make_vcpus(std::shared_ptr<Session> session);
+// `ram`: where the guest's own memory is.
+[[nodiscard]] std::unique_ptr<Vcpus> make_vcpus(std::shared_ptr<Session> session, std::vector<GuestRegion> ram);
 [[nodiscard]] std::unique_ptr<RunControl> make_run_control(std::shared_ptr<Session> session);
 [[nodiscard]] std::unique_ptr<Statistics> make_statistics(std::shared_ptr<Session> session);
 [[nodiscard]] std::unique_ptr<Liveness> make_liveness(std::shared_ptr<Session> session);
