@@ -52,10 +52,10 @@ class LibvirtGuest(Guest):
         folder.chmod(0o755)
         return folder
 
-    def _start(self, image: pathlib.Path, ramdisk: pathlib.Path, for_test: bool):
+    def _start(self, for_test: bool):
         # libvirt makes the files that it hands to QEMU the property of QEMU's user, so it gets copies.
         image, ramdisk = (shutil.copy(path, self.sockets / name) for path, name in
-                          ((image, "vmlinuz"), (ramdisk, "initrd")))
+                          ((self.kernel.image, "vmlinuz"), (self.ramdisk, "initrd")))
         identity = self.options.uuid or str(uuid.uuid4())
         self._save(libvirt={"uuid": identity, "daemons": _start_daemons()})
         description = self.folder / "domain.xml"

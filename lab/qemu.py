@@ -96,8 +96,9 @@ def find(wanted: str) -> Qemu:
 
 
 def command(options: Options, qemu: Qemu, name: str, sockets: pathlib.Path, folder: pathlib.Path,
-            image: pathlib.Path, initrd: pathlib.Path) -> list[str]:
-    """The command line of QEMU for a guest whose files are in FOLDER and whose sockets are in SOCKETS."""
+            boot: list[str]) -> list[str]:
+    """The command line of QEMU for a guest whose files are in FOLDER and whose sockets are in SOCKETS. BOOT are the
+    arguments that say what it boots."""
     shared = {"memfd": "on", "file": "on", "hugetlbfs": "on", "private": "off", "anon": None}[
         options.backend.split(":")[0]]
     machine = options.machine
@@ -159,8 +160,7 @@ def command(options: Options, qemu: Qemu, name: str, sockets: pathlib.Path, fold
         line += ["-run-with", f"user={options.run_as}"] if since_9 else ["-runas", options.run_as]
     if not options.reboot:
         line += ["-no-reboot"]
-    line += ["-kernel", str(image), "-initrd", str(initrd), "-append", append(options, name)]
-    return line + list(options.extra)
+    return line + boot + list(options.extra)
 
 
 def append(options: Options, name: str) -> str:

@@ -285,6 +285,22 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   return *value << shift;
 }
 
+Result<std::chrono::milliseconds> parse_duration(std::string_view text, std::string_view option) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  const double factor = unit == "ms"                  ? 1
+                        : unit.empty() || unit == "s" ? 1e3
+                        : unit == "m"                 ? 6e4
+                        : unit == "h"                 ? 3.6e6
+                                                      : 0;
+  constexpr double longest = 366 * 24 * 3.6e6;
+  if (error != std::errc() || factor == 0 || !(number * factor >= 0 && number * factor <= longest))
+    return fail(ErrorCode::usage,
+                fmt::format("{}: no duration such as 100ms, 10s, 5m or 1h: {}", option, visible(text)));
+  return std::chrono::milliseconds(static_cast<std::int64_t>(number * factor));
+}
+
 bool matches_glob(std::string_view pattern, std::string_view text) {
   // The classic two-pointer walk: only the last * is ever retried, so no exponential backtracking.
   std::size_t p = 0;

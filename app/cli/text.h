@@ -1,6 +1,9 @@
 // Text for people: guest strings made safe for a terminal, widths as a terminal counts them, units, times.
 #pragma once
 
+#include "lararium/base/result.h"
+
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -46,6 +49,9 @@ void append_visible(std::string &out, std::string_view text);
 [[nodiscard]] std::optional<std::uint64_t> parse_number(std::string_view text);
 // The same with K, M, G, T (powers of 1024) behind.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text);
+
+// "100ms", "10s", "5m", "1h"; a bare number is seconds. An error names the option.
+[[nodiscard]] Result<std::chrono::milliseconds> parse_duration(std::string_view text, std::string_view option);
 
 // Shell-like patterns: * ? and [set]. Linear in pattern times text, whatever they hold.
 [[nodiscard]] bool matches_glob(std::string_view pattern, std::string_view text);

@@ -74,11 +74,8 @@ void LawfulWrites::learn() {
   for (const std::string_view name : {"ftrace_caller", "ftrace_regs_caller", "__fentry__"})
     if (const auto entry = kernel.symbol(name))
       tracer_entries_.push_back(*entry);
-  for (const auto &probe : sites_.kprobes) {
-    Code original{};
-    std::ranges::copy(probe.original, original.begin());
-    probed_.try_emplace(probe.address, original);
-  }
+  for (const auto &probe : sites_.kprobes)
+    remember(probe);
   sites_.ftrace = {};
   sites_.static_calls = {};
   sites_.jump_labels = {};
@@ -157,6 +154,22 @@ Judgement LawfulWrites::judge_site(const Site &site, Gva address) {
   return {};
 }
 
+// What stood at a place before it was probed, as far as it is known: of an int3 the first byte, until it becomes a
+// jump.
+void LawfulWrites::remember(Gva place, Bytes original) {
+  const std::size_t known = std::min(original.size(), std::tuple_size_v<Code>);
+  if (probed_.size() >= probed_limit && !probed_.contains(place))
+    return;
+  if (Probed &probed = probed_[place]; known > probed.known) {
+    std::ranges::copy(original.subspan(probed.known, known - probed.known), probed.code.begin() + probed.known);
+    probed.known = static_cast<std::uint8_t>(known);
+  }
+}
+
+void LawfulWrites::remember(const linux_guest::Probe &probe) {
+  remember(probe.address, Bytes(probe.original).first(probe.is_optimised ? probe.original.size() : 1));
+}
+
 std::optional<Judgement> LawfulWrites::judge_probe(Gva address, Bytes before) {
   const auto probe = std::ranges::find_if(sites_.kprobes, [&](const auto &candidate) {
     return address >= candidate.address && address - candidate.address < (candidate.is_optimised ? 5U : 1U);
@@ -166,31 +179,23 @@ std::optional<Judgement> LawfulWrites::judge_probe(Gva address, Bytes before) {
     const auto target = linux_guest::branch_target(probe->address, code);
     const bool lawful =
         probe->is_optimised ? target && is_known_code(*target) : code[0] == breakpoint || code[0] == probe->original[0];
-    if (probed_.size() < probed_limit) {
-      Code original{};
-      std::ranges::copy(probe->original, original.begin());
-      probed_.try_emplace(probe->address, original);
-    }
+    remember(*probe);
     return Judgement{lawful, false, lawful ? "kprobe" : "a kprobe whose jump leads to no code that the kernel knows",
                      (probe->is_optimised ? 5 : 1) - (address - probe->address)};
   }
   // A probe that is gone leaves what it found.
   auto after = probed_.upper_bound(address);
   if (after != probed_.begin())
-    if (const auto &[place, original] = *std::prev(after); address - place < 5) {
-      const Code code = code_at(place);
+    if (const auto &[place, original] = *std::prev(after); address - place < original.known) {
       const std::uint64_t behind = address - place;
-      if (code[behind] == original[behind] && (behind == 0 || original[behind] != std::byte{}))
+      if (code_at(place)[behind] == original.code[behind])
         return Judgement{true, false, "kprobe", 1};
     }
   // Being changed: the table names what the kernel's own patching works on, wherever that is.
   for (const Gva place : sites_.patching)
     if (address >= place && address - place < longest_site && code_at(place)[0] == breakpoint) {
-      if (probed_.size() < probed_limit && address == place) {
-        Code original{};
-        std::ranges::copy(before.first(std::min(before.size(), original.size())), original.begin());
-        probed_.try_emplace(place, original);
-      }
+      if (address == place)
+        remember(place, before);
       return Judgement{true, true, "text patching", longest_site - (address - place)};
     }
   return std::nullopt;

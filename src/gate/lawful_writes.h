@@ -43,10 +43,16 @@ private:
     std::uint8_t length = 5; // a jump label may have 2, as what stands there tells
   };
   using Code = std::array<std::byte, 6>;
+  struct Probed {
+    Code code{};
+    std::uint8_t known = 0; // bytes of it
+  };
 
   void add(Kind kind, const std::vector<Gva> &places);
   [[nodiscard]] Judgement judge_site(const Site &site, Gva address);
   [[nodiscard]] std::optional<Judgement> judge_probe(Gva address, Bytes before);
+  void remember(Gva place, Bytes original);
+  void remember(const linux_guest::Probe &probe);
   [[nodiscard]] bool is_known_code(Gva target);
   [[nodiscard]] Code code_at(Gva address) const;
 
@@ -54,7 +60,7 @@ private:
   linux_guest::CodeSites sites_; // without its tables: those are in all_
   std::vector<Site> all_;        // by begin
   std::vector<Gva> tracer_entries_;
-  std::map<Gva, Code> probed_; // what stood where a probe was put
+  std::map<Gva, Probed> probed_; // what stood where a probe was put
   std::optional<linux_guest::CodeMap> code_;
   std::chrono::steady_clock::time_point code_read_;
 };

@@ -20,6 +20,7 @@ using std::chrono::microseconds;
 constexpr std::size_t faults_at_once = 32, unverified_limit = 256, passing_limit = 4096, shown_bytes = 64,
                       tampered_limit = 1 << 16;
 constexpr std::size_t banner_bytes = 64;
+constexpr std::uint64_t largest_module_text = 64 << 20;
 constexpr auto registers_limit = 2s;    // then it is told without
 constexpr auto passing_limit_time = 1s; // that int3 may stand where the kernel patches
 constexpr std::uint64_t descriptor_size = 8, first_own_descriptor = 8, last_own_descriptor = 15;
@@ -70,10 +71,6 @@ Result<void> MemoryGuard::start() {
   if (!banner || !kernel_.space().read(*banner, banner_))
     return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
   lawful_ = std::make_unique<LawfulWrites>(kernel_);
-  for (const auto &page : pages)
-    if (page.kind == PageKind::module_text)
-      if (const std::pair entry(page.owner, page.address); modules_.empty() || modules_.back().first != page.owner)
-        modules_.push_back(entry);
   if (auto added = add_pages(std::move(pages)); !added) {
     release_all();
     return added;
@@ -537,10 +534,17 @@ void MemoryGuard::look_at_modules() {
   const auto regions = linux_guest::read_module_regions(kernel_);
   if (!regions || !regions->walk.consistent())
     return;
-  std::vector<std::pair<Gva, Gva>> modules;
+  std::vector<ModuleText> modules;
   for (const auto &region : regions->items)
-    if (region.kind == linux_guest::ModuleRegion::Kind::text)
-      modules.emplace_back(region.module, region.base.page());
+    if (region.kind == linux_guest::ModuleRegion::Kind::text) {
+      // A module that came again lies where it lay, but in other frames.
+      ModuleText text{region.module, region.base, 0};
+      for (std::uint64_t at = 0; at < std::min(region.size, largest_module_text); at += page_size) {
+        const auto frame = kernel_.space().translate(region.base + at);
+        text.frames = (text.frames ^ (frame ? frame->address.value + (frame->writable ? 1 : 0) : 0)) * 0x100000001b3;
+      }
+      modules.push_back(text);
+    }
   if (modules == modules_)
     return;
   auto pages = find_module_pages(kernel_);
@@ -556,12 +560,8 @@ void MemoryGuard::look_at_modules() {
     forget(base);
   lawful_->learn();
   // Text that is not read-only yet is taken when it is.
-  bool complete = true;
-  for (const auto &[module, base] : modules)
-    complete = complete && std::ranges::any_of(pages, [&](const GuardedPage &page) { return page.owner == module; });
   static_cast<void>(add_pages(std::move(pages)));
-  if (complete)
-    modules_ = std::move(modules);
+  modules_ = std::move(modules);
 }
 
 void MemoryGuard::look_at_compared(std::vector<Record> &out) {
@@ -651,6 +651,7 @@ void MemoryGuard::forget(Gpa base) {
   std::erase(open_, base);
   static_cast<void>(protection_.release(base, unit->second.size));
   units_.erase(unit);
+  modules_.clear(); // whoever has that memory now may be a module again
 }
 
 void MemoryGuard::release_all() {

@@ -95,6 +95,15 @@ def seconds_of(time_text):
     return datetime.datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", time_text.replace("Z", "+00:00"))).timestamp()
 
 
+def open_files(pid):
+    """What a process has open, without sockets: those of QEMU's monitors come and go."""
+    names = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return sorted(name for name in names if not name.startswith("socket:"))
+
+
 class GuestTest(unittest.TestCase):
     """One guest for all tests of a class; OPTIONS are lab.qemu.Options fields."""
 

@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <deque>
@@ -215,17 +214,15 @@ public:
                   on_write_, {"report", "revert", "pause"});
     syntax.flag("--lawful", "tell of lawful writes, too: jump labels, static calls, function tracing, kprobes",
                 lawful_);
-    syntax.option("--for", "SECONDS", "end after that time", for_);
+    syntax.option("--for", "TIME", "end after that time", for_);
   }
 
   Result<void> run(Context &context) override {
     if (context.options.pause)
       return fail(ErrorCode::usage, "protect guards a guest that runs: leave out --pause");
-    double limit = 0;
+    std::optional<std::chrono::milliseconds> limit;
     if (for_) {
-      const auto [end, error] = std::from_chars(for_->data(), for_->data() + for_->size(), limit);
-      if (error != std::errc() || end != for_->data() + for_->size() || !(limit > 0 && limit < 1e9))
-        return fail(ErrorCode::usage, fmt::format("--for: no number of seconds: {}", visible(*for_)));
+      TRY_ASSIGN(limit, parse_duration(*for_, "--for"));
     }
     const SignalGuard guard; // so that the end can be told
     block_stops();
@@ -244,7 +241,7 @@ public:
     bool interrupted = false;
     while (!interrupted && !keeper.ended()) {
       TRY(print(context, *target, outbox));
-      if (for_ && std::chrono::steady_clock::now() - begin > std::chrono::duration<double>(limit))
+      if (limit && std::chrono::steady_clock::now() - begin > *limit)
         break;
       interrupted = interrupted_within(20ms);
     }

@@ -18,23 +18,6 @@ using namespace std::chrono_literals;
 using std::chrono::milliseconds;
 using watch::Clock;
 
-// "100ms", "10s", "5m", "1h"; a bare number is seconds.
-Result<milliseconds> parse_duration(const std::string &text, std::string_view option) {
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
-  const double factor = unit == "ms"                  ? 1
-                        : unit.empty() || unit == "s" ? 1e3
-                        : unit == "m"                 ? 6e4
-                        : unit == "h"                 ? 3.6e6
-                                                      : 0;
-  constexpr double longest = 366 * 24 * 3.6e6;
-  if (error != std::errc() || factor == 0 || !(number * factor >= 0 && number * factor <= longest))
-    return fail(ErrorCode::usage,
-                fmt::format("{}: no duration such as 100ms, 10s, 5m or 1h: {}", option, visible(text)));
-  return milliseconds(static_cast<std::int64_t>(number * factor));
-}
-
 struct EventGroup {
   std::string_view name;
   std::vector<std::string_view> types;

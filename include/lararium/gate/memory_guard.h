@@ -132,6 +132,11 @@ private:
   void release_all();
   [[nodiscard]] std::string describe(Gva address, const GuardedPage &page);
 
+  struct ModuleText {
+    Gva module, base;
+    std::uint64_t frames = 0; // a mixture of where its pages lie, and whether they are read-only
+    bool operator==(const ModuleText &) const = default;
+  };
   struct Passing {
     Gpa frame;
     Gva address;
@@ -153,8 +158,8 @@ private:
   std::vector<Passing> passing_;
   std::map<Gva, std::byte> tampered_; // what stood where something unlawful stands now
   std::future<Result<std::vector<VcpuRegisters>>> registers_;
-  std::vector<std::byte> banner_;            // of the kernel that is guarded
-  std::vector<std::pair<Gva, Gva>> modules_; // struct module, text: as last seen
+  std::vector<std::byte> banner_;   // of the kernel that is guarded
+  std::vector<ModuleText> modules_; // as last seen
   Clock::time_point next_poll_;
   GuardCounts counts_;
   bool lost_ = false;

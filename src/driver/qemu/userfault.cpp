@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <iterator>
 #include <linux/userfaultfd.h>
 #include <optional>
 #include <sys/file.h>
@@ -14,6 +16,7 @@
 #include <sys/syscall.h>
 #include <thread>
 #include <unistd.h>
+#include <vector>
 
 namespace lararium::qemu {
 namespace {
@@ -66,6 +69,43 @@ private:
   std::optional<Guardian> guardian_;
 };
 
+// The kernel's own mark on a userfaultfd that was set up (UFFD_FEATURE_INITIALIZED in fs/userfaultfd.c, since
+// 22e5fe2a2a27, 5.15). Whoever makes one for itself sets it up at once.
+constexpr std::uint64_t feature_set_up = 1ULL << 31;
+
+bool is_set_up(const std::string &fdinfo) {
+  const auto text = read_small_file(fdinfo, page_size);
+  const auto features = text ? parse_userfault_features(*text) : std::nullopt;
+  return !features || (*features & feature_set_up) != 0;
+}
+
+bool host_marks_what_is_set_up() {
+  const UniqueFd own(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  uffdio_api api{.api = UFFD_API, .features = 0, .ioctls = 0};
+  const std::string fdinfo = fmt::format("/proc/self/fdinfo/{}", own.get());
+  return own && !is_set_up(fdinfo) && ::ioctl(own.get(), UFFDIO_API, &api) == 0 && is_set_up(fdinfo);
+}
+
+// Userfaultfds of the process that nobody set up, now and a moment ago.
+std::vector<int> find_abandoned(const Process &process) {
+  const auto find = [&] {
+    std::vector<int> found;
+    if (const auto descriptors = process.descriptors())
+      for (const auto &descriptor : *descriptors)
+        if (descriptor.target == "anon_inode:[userfaultfd]" &&
+            !is_set_up(process.path(fmt::format("fdinfo/{}", descriptor.number))))
+          found.push_back(descriptor.number);
+    return found;
+  };
+  const auto before = find();
+  if (before.empty() || !host_marks_what_is_set_up())
+    return {};
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  std::vector<int> found;
+  std::ranges::set_intersection(before, find(), std::back_inserter(found));
+  return found;
+}
+
 struct Taken {
   UniqueFd descriptor;
   std::chrono::nanoseconds stopped{};
@@ -73,9 +113,14 @@ struct Taken {
 };
 
 // One stop. Runs in a thread of its own: when that ends, the kernel lets go of whatever it may still hold.
-Result<Taken> take_in_one_stop(const Process &process, const CallSite &site, Permission *permission) {
+Result<Taken> take_in_one_stop(const Process &process, const CallSite &site, Permission *permission,
+                               const std::vector<int> &abandoned) {
   TRY_ASSIGN(auto thread, StoppedThread::stop(process, site));
   Taken taken;
+  // Nobody else of us makes calls now: we have the thread by which that is done.
+  for (const int descriptor : abandoned)
+    if (!is_set_up(process.path(fmt::format("fdinfo/{}", descriptor))))
+      TRY(thread.call(SYS_close, {static_cast<std::uint64_t>(descriptor), 0, 0}));
   if (permission != nullptr && !permission->allow())
     return fail_errno(fmt::format("cannot write to {}", setting_path), errno);
   const auto made = thread.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK, 0, 0});
@@ -100,13 +145,26 @@ Result<Taken> take_in_one_stop(const Process &process, const CallSite &site, Per
   return taken;
 }
 
-Result<Taken> take_in_a_thread(const Process &process, const CallSite &site, Permission *permission) {
+Result<Taken> take_in_a_thread(const Process &process, const CallSite &site, Permission *permission,
+                               const std::vector<int> &abandoned) {
   Result<Taken> taken = fail(ErrorCode::io, "");
-  std::thread([&] { taken = take_in_one_stop(process, site, permission); }).join();
+  std::thread([&] { taken = take_in_one_stop(process, site, permission, abandoned); }).join();
   return taken;
 }
 
 } // namespace
+
+std::optional<std::uint64_t> parse_userfault_features(std::string_view text) {
+  // "API:\t%Lx:%x:%Lx": the version, what is asked for, what can be done
+  const auto begin = text.find("API:\t");
+  const auto colon = begin == text.npos ? text.npos : text.find(':', begin + 5);
+  if (colon == text.npos)
+    return std::nullopt;
+  std::uint64_t features = 0;
+  const char *const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, features, 16);
+  return error == std::errc() && rest != end && *rest == ':' ? std::optional(features) : std::nullopt;
+}
 
 Result<UserfaultSupport> ask_userfault_support() {
   const UniqueFd own(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
@@ -131,10 +189,11 @@ Result<UserfaultSupport> ask_userfault_support() {
 
 Result<UniqueFd> take_userfaultfd(const Process &process, std::chrono::nanoseconds &stopped) {
   TRY_ASSIGN(const auto site, find_call_site(process));
-  TRY_ASSIGN(auto taken, take_in_a_thread(process, site, nullptr));
+  const auto abandoned = find_abandoned(process);
+  TRY_ASSIGN(auto taken, take_in_a_thread(process, site, nullptr, abandoned));
   if (taken.refused == EPERM) {
     TRY_ASSIGN(auto permission, Permission::prepare());
-    TRY_ASSIGN(taken, take_in_a_thread(process, site, &permission));
+    TRY_ASSIGN(taken, take_in_a_thread(process, site, &permission, {}));
   }
   if (taken.refused != 0)
     return fail_errno("the VM's process may not make a userfaultfd", taken.refused);

@@ -7,6 +7,8 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 namespace lararium::qemu {
 
@@ -20,9 +22,13 @@ struct UserfaultSupport {
 // `unsupported`: this kernel cannot hold writes at all.
 [[nodiscard]] Result<UserfaultSupport> ask_userfault_support();
 
+// The features in /proc/PID/fdinfo/N of a userfaultfd; nothing: it is none, or this kernel does not tell.
+[[nodiscard]] std::optional<std::uint64_t> parse_userfault_features(std::string_view text);
+
 // A userfaultfd of `process`, of which that process has no copy: only so the kernel lets all go on when we die. The
 // process makes it in one stop of one thread, for which `stopped` gives the time; vm.unprivileged_userfaultfd is 1 for
-// the length of that call where the process runs without CAP_SYS_PTRACE, and is put back even if we die.
+// the length of that call where the process runs without CAP_SYS_PTRACE, and is put back even if we die. What one of us
+// left there who was killed between two calls is closed on this occasion.
 [[nodiscard]] Result<UniqueFd> take_userfaultfd(const Process &process, std::chrono::nanoseconds &stopped);
 
 } // namespace lararium::qemu

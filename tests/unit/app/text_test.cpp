@@ -5,6 +5,8 @@
 namespace lararium::cli {
 namespace {
 
+using namespace std::chrono_literals;
+
 TEST(Visible, LeavesPlainTextAlone) {
   EXPECT_EQ(visible("sshd: user [priv]"), "sshd: user [priv]");
   EXPECT_EQ(visible("挖矿 ünïcode"), "挖矿 ünïcode");
@@ -75,6 +77,18 @@ TEST(Parse, Numbers) {
   EXPECT_EQ(parse_size("2g"), 2ULL << 30);
   EXPECT_FALSE(parse_size("99999999999T"));
   EXPECT_FALSE(parse_size("K"));
+}
+
+TEST(Duration, HasAUnitOrIsSeconds) {
+  const auto parsed = [](std::string_view text) { return parse_duration(text, "--for").value_or(-1ms); };
+  EXPECT_EQ(parsed("100ms"), 100ms);
+  EXPECT_EQ(parsed("1.5"), 1500ms);
+  EXPECT_EQ(parsed("10s"), 10s);
+  EXPECT_EQ(parsed("5m"), 5min);
+  EXPECT_EQ(parsed("1h"), 1h);
+  EXPECT_EQ(parsed("0"), 0ms);
+  for (const char *bad : {"", "s", "-1", "1 s", "1d", "nan", "inf", "1e30"})
+    EXPECT_EQ(parsed(bad), -1ms) << bad;
 }
 
 TEST(Glob, Matches) {

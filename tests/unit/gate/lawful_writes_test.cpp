@@ -72,5 +72,20 @@ TEST_F(LawfulWritesTest, TrampolineAndLockPrefix) {
   EXPECT_FALSE(write(SmallKernel::lock, code({0x90})).lawful);
 }
 
+// A probe that becomes a jump, and goes; each byte is judged as where it is only compared now and then.
+TEST_F(LawfulWritesTest, ProbeThatIsOptimisedLater) {
+  const auto at = SmallKernel::other_function;
+  const auto original = code({0x48, 0x00, 0x11, 0x00, 0x22});
+  guest.put(at, original);
+  guest.set_probe(at, original);
+  EXPECT_TRUE(write(at, code({0xcc})).lawful);
+  EXPECT_TRUE(write(at, SmallKernel::branch(0xe9, at, 0x80)).lawful);
+  guest.set_probe(std::nullopt);
+  EXPECT_TRUE(write(at, original).lawful);
+  for (std::uint64_t i = 1; i < original.size(); ++i)
+    EXPECT_TRUE(lawful.judge(SmallKernel::base + at + i, guest.get(at + i, 4)).lawful) << i;
+  EXPECT_FALSE(write(at + 2, code({0x12})).lawful);
+}
+
 } // namespace
 } // namespace lararium::gate

@@ -1,6 +1,8 @@
 // A kernel of a few pages: text with one place for each of the kernel's own changes, and read-only data.
 #pragma once
 
+#include "../os/linux/tiny_guest.h"
+
 #include "lararium/driver/fake.h"
 #include "lararium/os/linux/kernel.h"
 #include "lararium/symbols/profile.h"
@@ -26,7 +28,8 @@ public:
   static constexpr Gva base{0xffffffff81000000};
   static constexpr std::uint64_t text = 0, text_end = 0x3000, rodata = 0x4000, rodata_end = 0x6000;
   static constexpr std::uint64_t static_call = 0x100, other_function = 0x200, lock = 0x300, trampoline = 0x400,
-                                 next_page_call = 0x1ffd; // across a page's end
+                                 next_page_call = 0x1ffd;              // across a page's end
+  static constexpr std::uint64_t probe_table = 0x9000, probe = 0x9400; // the first bucket's only one
 
   SmallKernel() : memory(ram), tables(memory, Gpa{0x1000}) {
     const auto flags = FakePageTables::present;
@@ -67,10 +70,29 @@ public:
     symbol("__end_rodata", rodata_end);
     symbol("linux_banner", 0x7000);
     symbol("idt_table", 0x8000);
+    symbol("kprobe_table", probe_table);
+    LayoutText types(R"(hlist_node: next ptr, pprev ptr
+kprobe: hlist hlist_node, addr ptr, opcode u8
+optimised_instruction: copied_insn u8[4]
+optimized_kprobe: kp kprobe, optinsn optimised_instruction
+)");
+    const auto btf = types.btf();
+    source.btf = btf;
     auto profile = Profile::build(source);
     kernel = std::make_unique<linux_guest::Kernel>(
         memory, linux_guest::KernelLocation{{tables.root(), 4}, base, Gpa{image}, image_size, "a test"},
         profile ? *profile : nullptr);
+  }
+
+  // Puts a probe into the kernel's table, whatever stands at its place; nothing: takes it out.
+  void set_probe(std::optional<std::uint64_t> at, Bytes original = {}) {
+    memory.write_value(Gpa{image + probe_table}, at ? (base + probe).value : 0);
+    if (!at)
+      return;
+    memory.write_value(Gpa{image + probe}, std::uint64_t{0});
+    memory.write_value(Gpa{image + probe + 16}, (base + *at).value);
+    put(probe + 24, original.first(1));
+    put(probe + 32, original.subspan(1, 4));
   }
 
   void put(std::uint64_t at, Bytes bytes) { memory.write(Gpa{image + at}, bytes); }

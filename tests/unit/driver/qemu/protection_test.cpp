@@ -2,6 +2,7 @@
 #include "remote_call.h"
 #include "userfault.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <csignal>
@@ -13,8 +14,10 @@
 #include <gtest/gtest.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <string>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -238,6 +241,32 @@ TEST(Userfault, ComesOutOfAProcessWithoutRights) {
   EXPECT_EQ(victim.board().wrong, 0U);
 }
 
+TEST(Userfault, WhatNobodySetUpIsClosed) {
+  NEEDS_ROOT();
+  const Victim victim(Victim::Memory::shared, false, [] { // one that is in use, two that are not
+    for (const bool set_up : {false, true, false}) {
+      const auto descriptor = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+      uffdio_api api{.api = UFFD_API, .features = 0, .ioctls = 0};
+      if (descriptor < 0 || (set_up && ::ioctl(descriptor, UFFDIO_API, &api) != 0))
+        return false;
+    }
+    return true;
+  });
+  const auto process = Process::open(victim.pid());
+  std::chrono::nanoseconds stopped{};
+  EXPECT_TRUE(take_userfaultfd(*process, stopped));
+  EXPECT_EQ(std::ranges::count(victim.descriptors(), "anon_inode:[userfaultfd]"), 1);
+  EXPECT_TRUE(victim.goes_on());
+  EXPECT_EQ(victim.board().wrong, 0U);
+}
+
+TEST(Userfault, FeaturesOfADescriptor) {
+  EXPECT_EQ(parse_userfault_features("pos:\t0\npending:\t0\ntotal:\t0\nAPI:\taa:0:800000000000003f\n"), 0U);
+  EXPECT_EQ(parse_userfault_features("API:\taa:80001000:8000"), 0x80001000U);
+  for (const char *text : {"", "API:\taa", "API:\taa:", "API:\taa:1", "API:\taa:x:1", "pos:\t0\n"})
+    EXPECT_FALSE(parse_userfault_features(text)) << text;
+}
+
 bool end_for_userfaultfd() {
   std::array<sock_filter, 4> program{{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
@@ -302,6 +331,14 @@ void kill_while_taking(bool busy) {
   EXPECT_TRUE(victim.goes_on());
   EXPECT_EQ(victim.board().wrong, 0U);
   EXPECT_GT(killed, 20U);
+  const auto left = [&] { return std::ranges::count(victim.descriptors(), "anon_inode:[userfaultfd]"); };
+  ::testing::Test::RecordProperty("descriptors_left", static_cast<int>(left()));
+  const auto process = Process::open(victim.pid());
+  std::chrono::nanoseconds stopped{};
+  EXPECT_TRUE(take_userfaultfd(*process, stopped));
+  EXPECT_EQ(left(), 0);
+  EXPECT_TRUE(victim.goes_on());
+  EXPECT_EQ(victim.board().wrong, 0U);
   ::testing::Test::RecordProperty("killed", static_cast<int>(killed));
   ::testing::Test::RecordProperty("completed", static_cast<int>(completed));
 }
