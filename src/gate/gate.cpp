@@ -4,6 +4,7 @@
 #include "call_sites.h"
 #include "running_kernel.h"
 #include "trampoline.h"
+#include "watched_functions.h"
 
 #include "lararium/os/linux.h"
 
@@ -43,13 +44,6 @@ std::uint64_t cycles_in(const Kernel &kernel, std::chrono::microseconds time) {
   const auto symbol = kernel.symbol("tsc_khz");
   const std::uint32_t khz = symbol ? kernel.read<std::uint32_t>(*symbol).value_or(0) : 0;
   return static_cast<std::uint64_t>(time.count()) * (khz == 0 ? fallback_khz : khz) / 1000;
-}
-
-bool fits(const ArgumentFilter &filter, const std::array<std::uint64_t, 6> &arguments) {
-  if (filter.argument == 0)
-    return true;
-  const std::uint64_t value = arguments[filter.argument - 1U] & filter.mask;
-  return value == filter.value || value == filter.other_value;
 }
 
 // A gate's pages as they lie in a guest, whoever put them there, and however far they got.
@@ -214,13 +208,8 @@ public:
   [[nodiscard]] const CallReader &reader() const { return reader_; }
 
 private:
-  struct Watcher {
-    const HookEntry *hook = nullptr;
-    ArgumentFilter filter;
-  };
   struct StubPlace {
-    std::string function;
-    std::vector<Watcher> watchers;
+    std::size_t function = 0; // of functions_
     std::vector<Gva> returns; // behind its calls
     bool has_jump = false;    // it returns to its caller's caller
   };
@@ -256,6 +245,7 @@ private:
   void settle(std::vector<Tampering> &tamperings);
   [[nodiscard]] bool put_back(Changed &changed);
   [[nodiscard]] bool kernel_is_there() const;
+  [[nodiscard]] bool kernel_is_running() const;
   [[nodiscard]] std::string place_name(std::uint64_t offset) const;
 
   OperatingSystem &system_;
@@ -269,6 +259,7 @@ private:
   AreaPlace place_;
   AreaShape shape_;
   BoardSettings settings_;
+  std::vector<WatchedFunction> functions_;
   std::vector<CallSite> calls_;
   std::vector<Stub> stubs_;
   std::vector<StubPlace> stub_places_;
@@ -287,47 +278,27 @@ private:
 // ---- putting in
 
 Result<void> Gate::State::find_sites() {
-  // Several hooks may watch one function, each for other arguments. A call leads to one stub.
-  struct Function {
-    std::string name;
-    std::vector<Watcher> watchers;
-  };
-  std::vector<Function> functions;
+  TRY_ASSIGN(functions_, watched_functions(kernel_, options_.hooks));
   std::vector<Gva> addresses;
-  for (const HookEntry *hook : options_.hooks) {
-    auto points = hook->points(kernel_);
-    if (!points)
-      return wrap(std::move(points).error(), fmt::format("the hook {}", hook->name));
-    for (HookPoint &point : *points) {
-      const auto address = kernel_.symbol(point.function);
-      if (!address)
-        return fail(ErrorCode::unsupported,
-                    fmt::format("the hook {}: the kernel has no function {}", hook->name, point.function));
-      const auto known = std::ranges::find(addresses, *address) - addresses.begin();
-      if (static_cast<std::size_t>(known) == addresses.size()) {
-        addresses.push_back(*address);
-        functions.push_back({point.function, {}});
-      }
-      functions[static_cast<std::size_t>(known)].watchers.push_back({hook, point.filter});
-    }
-  }
+  for (const WatchedFunction &function : functions_)
+    addresses.push_back(function.address);
   TRY_ASSIGN(auto found, find_call_sites(kernel_, addresses));
   calls_ = std::move(found.sites);
-  for (std::size_t i = 0; i < functions.size(); ++i)
+  for (std::size_t i = 0; i < functions_.size(); ++i)
     if (std::ranges::none_of(calls_, [&](const CallSite &call) { return call.function == i; }))
       return fail(ErrorCode::unsupported,
                   fmt::format("the hook {}: no direct call of {} was found in the kernel's text",
-                              functions[i].watchers.front().hook->name, functions[i].name));
+                              functions_[i].watchers.front().hook->name, functions_[i].name));
   std::map<std::pair<std::size_t, Gva>, std::uint32_t> numbers; // of stubs, by function and target
   for (const CallSite &call : calls_) {
-    const Function &function = functions[call.function];
+    const WatchedFunction &function = functions_[call.function];
     const auto [entry, is_new] =
         numbers.try_emplace({call.function, call.target}, static_cast<std::uint32_t>(stubs_.size()));
     if (is_new) {
       const auto hook = std::ranges::find(options_.hooks, function.watchers.front().hook) - options_.hooks.begin();
       stubs_.push_back({call.target, static_cast<std::uint8_t>(hook),
                         function.watchers.size() == 1 ? function.watchers.front().filter : ArgumentFilter{}});
-      stub_places_.push_back({function.name, function.watchers, {}, false});
+      stub_places_.push_back({call.function, {}, false});
     }
     StubPlace &place = stub_places_[entry->second];
     if (call.is_jump)
@@ -499,7 +470,8 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
                           .address = place_.base() + shape_.bell_of(cpu, 0),
                           .expected = {},
                           .found = {},
-                          .vcpu = vcpu});
+                          .vcpu = vcpu,
+                          .task = vcpu ? linux_guest::running_task(kernel_, *vcpu) : std::nullopt});
     std::this_thread::sleep_for(100us);
     for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
       static_cast<void>(protection_.protect(frame_of(shape_.bell_of(cpu, bell)), page_size));
@@ -522,7 +494,8 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
                             .expected = {},
                             .found = {reinterpret_cast<const std::byte *>(&slot),
                                       reinterpret_cast<const std::byte *>(&slot) + sizeof slot},
-                            .vcpu = vcpu});
+                            .vcpu = vcpu,
+                            .task = vcpu ? linux_guest::running_task(kernel_, *vcpu) : std::nullopt});
       state.forged = slot.number;
     }
     if (rang) // whoever it is goes on; the bell is held again with the next event
@@ -536,15 +509,13 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
   GateEvent event;
   event.cpu = cpu;
   event.number = slot.number;
-  const StubPlace &place = stub_places_[slot.stub];
-  const auto watcher =
-      std::ranges::find_if(place.watchers, [&](const Watcher &each) { return fits(each.filter, slot.arguments); });
-  if (watcher == place.watchers.end()) {
+  const WatchedFunction &function = functions_[stub_places_[slot.stub].function];
+  event.hook = function.hook_for(slot.arguments);
+  if (event.hook == nullptr) {
     static_cast<void>(answer(event, 0));
     return;
   }
-  event.hook = watcher->hook;
-  event.call = {stub_places_[slot.stub].function, slot.arguments};
+  event.call = {function.name, slot.arguments};
   event.stack = Gva{slot.stack};
   event.caller = Gva{slot.caller};
   event.rang = rang;
@@ -669,6 +640,8 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
   changed.tampering.what = place_name(offset);
   changed.tampering.address = place_.base() + offset;
   changed.tampering.vcpu = fault.vcpu;
+  system_.refresh();
+  changed.tampering.task = fault.vcpu ? linux_guest::running_task(kernel_, *fault.vcpu) : std::nullopt;
   static_cast<void>(protection_.release(frame, page_size));
   if (std::ranges::none_of(changed_, [&](const Changed &each) { return each.is_held && each.place == frame; }))
     changed_.push_back(std::move(changed));
@@ -724,13 +697,22 @@ bool Gate::State::kernel_is_there() const {
   return banner && kernel_.space().read(*banner, now) && now == banner_;
 }
 
+// The kernel itself says that it is on its way out, before it writes anything for what comes after it (kexec, too).
+bool Gate::State::kernel_is_running() const {
+  const auto state = kernel_.symbol("system_state");
+  const auto running = kernel_.types().enumerator("SYSTEM_RUNNING");
+  return state && running && kernel_is_there() &&
+         kernel_.read<std::uint32_t>(*state) == static_cast<std::uint32_t>(*running);
+}
+
 // Puts back what was changed, once it is clear that the hooked kernel still runs: a guest that boots anew writes where
 // it likes.
 void Gate::State::settle(std::vector<Tampering> &tamperings) {
   if (changed_.empty())
     return;
   std::vector<VcpuRegisters> registers;
-  if (options_.registers) {
+  system_.refresh();
+  if (options_.registers && !(kernel_is_running() && options_.not_reset && options_.not_reset().value_or(false))) {
     if (!registers_.valid())
       registers_ = options_.registers();
     const bool ready = registers_.wait_for(0s) == std::future_status::ready;

@@ -86,13 +86,12 @@ Record SecurityDriver::record_of(const GateEvent &event) {
 }
 
 Record SecurityDriver::record_of(const Tampering &tampering) {
-  const Kernel &kernel = gate_.reader().kernel();
   Record record;
   record.kind = RecordKind::finding;
   record.type = "gate_tampered";
   record.host_time_ns = host_time();
   std::string who = "somebody";
-  if (const auto task = tampering.vcpu ? linux_guest::running_task(kernel, *tampering.vcpu) : std::nullopt) {
+  if (const auto &task = tampering.task) {
     who = fmt::format("{} ({})", task->comm, task->pid);
     if (const Known *known = process_of(task->task))
       record.actor = known->actor;

@@ -5,8 +5,11 @@
 #include "../table.h"
 #include "../text.h"
 
+#include "lararium/gate/breakpoint_module.h"
+#include "lararium/gate/gate.h"
 #include "lararium/gate/security_driver.h"
 #include "lararium/policy/rules.h"
+#include "lararium/policy/tool_process.h"
 
 #include <algorithm>
 #include <atomic>
@@ -23,29 +26,31 @@ using namespace std::chrono_literals;
 using gate::HookEntry;
 using gate::Verdict;
 
-// Decides by the rules of the command line, in our own process.
+// Decides by the rules of the command line, in our own process, before anybody else is asked.
 class RuleTool final : public gate::SecurityTool {
 public:
-  RuleTool(std::vector<policy::Rule> rules, int error) : rules_(std::move(rules)), error_(error) {}
+  RuleTool(std::vector<policy::Rule> rules, int error, gate::SecurityTool *next)
+      : rules_(std::move(rules)), error_(error), next_(next) {}
   Verdict decide(const HookEntry &hook, const Record &record) override {
     const policy::Rule *rule = policy::first_match(rules_, hook.name, record);
     if (rule == nullptr)
-      return {};
+      return next_ == nullptr ? Verdict() : next_->decide(hook, record);
     return {rule->action == policy::Action::deny ? error_ : 0, fmt::format("the rule \"{}\"", rule->text)};
   }
 
 private:
   std::vector<policy::Rule> rules_;
   int error_;
+  gate::SecurityTool *next_; // asked where no rule fits; null: nobody
 };
 
 // Serves the hooks of one VM in a thread of its own, which waits for nothing but them.
 class Server {
 public:
-  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, gate::SecurityTool &tool,
-         Outbox &outbox)
-      : host_(host), target_(target), guest_options_(std::move(guest)), options_(std::move(options)), tool_(tool),
-        outbox_(outbox) {
+  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, bool breakpoints,
+         gate::SecurityTool &tool, policy::ToolProcess *process, Outbox &outbox)
+      : host_(host), target_(target), guest_options_(std::move(guest)), options_(std::move(options)),
+        breakpoints_(breakpoints), tool_(tool), process_(process), outbox_(outbox) {
     guest_options_.running_only = true;
   }
   Server(const Server &) = delete;
@@ -53,10 +58,14 @@ public:
   ~Server() { stop(); }
 
   [[nodiscard]] Result<void> start() {
-    if (!target_.protector)
+    if (breakpoints_ && !target_.debugger)
+      return fail(
+          ErrorCode::unsupported,
+          fmt::format("{} has no monitor that can be reached: breakpoints cannot be set", target_.identity.name));
+    if (!breakpoints_ && !target_.protector)
       return fail(ErrorCode::unsupported,
                   fmt::format("{} is no running VM of QEMU's: there is nothing to guard", target_.identity.name));
-    if (!target_.code_writer)
+    if (!breakpoints_ && !target_.code_writer)
       return fail(ErrorCode::unsupported,
                   fmt::format("{} has no monitor that can be reached: hooks cannot be put in", target_.identity.name));
     TRY(take_up());
@@ -77,10 +86,17 @@ private:
   Result<void> take_up() {
     target_.memory->refresh();
     TRY_ASSIGN(guest_, host_.attach(target_, guest_options_));
-    TRY_ASSIGN(protection_, target_.protector->begin());
-    TRY_ASSIGN(gate_, gate::Gate::install(*guest_.system, *target_.memory, *protection_.protection,
-                                          *target_.code_writer, options_));
+    if (breakpoints_) {
+      TRY_ASSIGN(gate_, gate::BreakpointModule::install(*guest_.system, *target_.debugger, options_.hooks));
+    } else {
+      TRY_ASSIGN(protection_, target_.protector->begin());
+      TRY_ASSIGN(gate_, gate::Gate::install(*guest_.system, *target_.memory, *protection_.protection,
+                                            *target_.code_writer, options_));
+    }
     driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_);
+    if (process_ != nullptr)
+      process_->attach({guest_.system.get(), target_.memory.get()},
+                       {target_.identity.name, target_.identity.uuid, target_.identity.pid});
     Record record;
     record.type = "guard_started";
     record.sentence =
@@ -112,6 +128,9 @@ private:
       for (Record &record : records)
         name_record(record, target_.identity);
       outbox_.put(records);
+      if (process_ != nullptr)
+        for (std::string &news : process_->take_news())
+          notice(std::move(news));
       if (stepped)
         continue;
       add_counts();
@@ -134,6 +153,8 @@ private:
   }
 
   void let_go() {
+    if (process_ != nullptr)
+      process_->attach({}, {});
     driver_.reset();
     gate_.reset();
     protection_ = {};
@@ -176,11 +197,13 @@ private:
   Target &target_;
   GuestOptions guest_options_;
   gate::GateOptions options_;
+  bool breakpoints_;
   gate::SecurityTool &tool_;
+  policy::ToolProcess *process_; // null: no tool of its own
   Outbox &outbox_;
   Guest guest_;
   ProtectionStart protection_;
-  std::unique_ptr<gate::Gate> gate_;
+  std::unique_ptr<gate::JumpModule> gate_;
   std::unique_ptr<gate::SecurityDriver> driver_;
   std::thread thread_;
   std::atomic<bool> stopping_ = false, ended_ = false;
@@ -192,12 +215,26 @@ class Guard final : public Command {
 public:
   void describe(Syntax &syntax) override {
     syntax.flag("--list-hooks", "list the hooks, and what each sees; needs no VM", list_);
+    syntax.option(
+        "--mode", "MODE",
+        "how the guest's calls are met: by code in it and memory that the host holds (lares), or by breakpoints, for "
+        "which nothing is written into it and all of it stands still at each event. lares if left out",
+        mode_, {"lares", "breakpoint"});
     syntax.option("--hooks", "NAMES", "only these hooks, separated by commas; all if left out", hooks_);
     syntax.option("--deny", "RULE",
                   "make what fits fail, such as 'exec path=/tmp/**' or 'connect port=4444 uid!=0'; can be given again",
                   deny_);
     syntax.option("--allow", "RULE", "let what fits happen although a --deny fits, too; can be given again", allow_);
     syntax.option("--error", "ERROR", "with what a denied call fails. EPERM if left out", error_, {"EPERM", "EACCES"});
+    syntax.option("--tool", "PROGRAM",
+                  "ask this program where no rule fits: by its full path; it runs as another user, with no rights "
+                  "(docs/tool_protocol.md)",
+                  tool_);
+    syntax.option("--tool-user", "USER", "whom the tool runs as. nobody if left out", tool_user_);
+    syntax.option("--tool-limit", "MS", "how long the tool may take for a verdict. 100 if left out", tool_limit_);
+    syntax.option("--default", "VERDICT",
+                  "what happens when nobody decides: the tool is silent, or Lararium was killed. allow if left out",
+                  default_, {"allow", "deny"});
     syntax.option("--for", "SECONDS", "end after that time", for_);
   }
 
@@ -216,18 +253,37 @@ public:
         TRY(check(rule, options.hooks));
         rules.push_back(std::move(rule));
       }
-    RuleTool tool(std::move(rules), error_ == "EACCES" ? EACCES : EPERM);
+    const int error = error_ == "EACCES" ? EACCES : EPERM;
+    options.default_verdict = default_ == "deny" ? error : 0;
 
     const SignalGuard guard; // the hooks must come out
     block_terminal_stops();
+    std::unique_ptr<policy::ToolProcess> process;
+    if (!tool_.empty()) {
+      policy::ToolOptions tool{.command = {tool_},
+                               .user = tool_user_,
+                               .limit = std::chrono::milliseconds(std::clamp(tool_limit_.value_or(100), 1, 10'000)),
+                               .default_verdict = options.default_verdict,
+                               .to_json = [](const Record &record) {
+                                 std::string text;
+                                 JsonWriter json(text);
+                                 write_record(json, record);
+                                 return text;
+                               }};
+      TRY_ASSIGN(process, policy::ToolProcess::start(std::move(tool)));
+    }
+    RuleTool tool(std::move(rules), error, process.get());
     TRY_ASSIGN(Target *const target, context.target());
     if (target->vcpus)
       options.registers = [vcpus = target->vcpus.get()] {
         return std::async(std::launch::async, [vcpus] { return vcpus->registers(); });
       };
+    if (target->vcpus && target->vcpus->registers_with_msrs())
+      options.not_reset = [vcpus = target->vcpus.get()] { return vcpus->not_reset_since(); };
     const auto begin = std::chrono::steady_clock::now();
     Outbox outbox;
-    Server server(context.host, *target, context.options.guest, std::move(options), tool, outbox);
+    Server server(context.host, *target, context.options.guest, std::move(options), mode_ == "breakpoint", tool,
+                  process.get(), outbox);
     TRY(server.start());
     bool interrupted = false;
     while (!interrupted && !server.ended()) {
@@ -345,9 +401,9 @@ private:
   }
 
   bool list_ = false;
-  std::string hooks_, error_ = "EPERM";
+  std::string mode_ = "lares", hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
   std::vector<std::string> deny_, allow_;
-  std::optional<std::int32_t> for_;
+  std::optional<std::int32_t> for_, tool_limit_;
 };
 
 LARARIUM_COMMAND(Guard, "guard", security, vm, "sees what programs do as they do it, and denies what rules forbid")

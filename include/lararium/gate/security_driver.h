@@ -2,7 +2,8 @@
 // gives the tool what an event means, carries its verdict out, and keeps the record.
 #pragma once
 
-#include "lararium/gate/gate.h"
+#include "lararium/gate/jump_module.h"
+#include "lararium/os/common/operating_system.h"
 #include "lararium/record/record.h"
 
 #include <chrono>
@@ -33,7 +34,8 @@ struct DriverCounts {
 class SecurityDriver {
 public:
   // All must outlive the driver.
-  SecurityDriver(Gate &gate, OperatingSystem &system, SecurityTool &tool) : gate_(gate), system_(system), tool_(tool) {}
+  SecurityDriver(JumpModule &gate, OperatingSystem &system, SecurityTool &tool)
+      : gate_(gate), system_(system), tool_(tool) {}
 
   // Waits for events, at most that long, has them decided, and adds their records. Errors are the gate's.
   [[nodiscard]] Result<void> step(std::chrono::microseconds timeout, std::vector<Record> &out);
@@ -50,7 +52,7 @@ private:
   [[nodiscard]] Record record_of(const Tampering &tampering);
   [[nodiscard]] const Known *process_of(Gva task);
 
-  Gate &gate_;
+  JumpModule &gate_;
   OperatingSystem &system_;
   SecurityTool &tool_;
   DriverCounts counts_;

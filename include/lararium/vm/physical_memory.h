@@ -18,6 +18,14 @@ struct RamRange {
   std::string block; // the RAM block's name as QEMU has it ("pc.ram"); empty where there is none
 };
 
+// RAM that can be mapped by whoever gets the descriptor, which is open for reading alone and belongs to the memory.
+struct SharedRange {
+  Gpa base;
+  std::uint64_t size = 0;
+  int descriptor = -1;
+  std::uint64_t offset = 0; // of `base` in the file
+};
+
 // Reads never change the guest and never wait for it. A live guest writes while we read: a value may be torn unless it
 // is aligned and at most 8 bytes, and two reads may see two moments. Not thread-safe unless a driver says so.
 class PhysicalMemory {
@@ -58,6 +66,9 @@ public:
   // Says that these addresses will be read soon, so that a driver can have them at hand by then: many at once cost less
   // than one by one. Nothing else comes of it, whatever the addresses are.
   virtual void expect(std::span<const Gpa> addresses) const;
+
+  // What of RAM can be shared with other processes; empty where the VM keeps its memory to itself.
+  [[nodiscard]] virtual std::vector<SharedRange> shared_ranges() const { return {}; }
 
   // Drops what the driver cached of the guest's memory, so that the next reads see now. Called before each view.
   virtual void refresh() {}

@@ -1,6 +1,7 @@
 // A target: what a driver hands over for one running VM or one dump. Everything above works on this alone.
 #pragma once
 
+#include "lararium/vm/breakpoints.h"
 #include "lararium/vm/code_writer.h"
 #include "lararium/vm/physical_memory.h"
 #include "lararium/vm/protection.h"
@@ -81,6 +82,7 @@ struct Target {
   std::unique_ptr<Liveness> liveness;      // null: a dump, which stays
   std::unique_ptr<Protector> protector;    // null: memory cannot be protected
   std::unique_ptr<CodeWriter> code_writer; // null: code cannot be changed
+  std::unique_ptr<Debugger> debugger;      // null: no breakpoints
   TargetHints hints;
   std::vector<std::string> limitations; // sentences: what is missing here, and why
 };

@@ -57,6 +57,9 @@ public:
   [[nodiscard]] virtual Result<std::vector<VcpuRegisters>> registers_with_msrs() {
     return fail(ErrorCode::unsupported, "the registers for system calls (LSTAR and its kin) are not told here");
   }
+  // Whether the VM was not reset since registers_with_msrs() last succeeded: known at once, without asking the VM.
+  // Nothing: not known. May be called while another thread waits for registers().
+  [[nodiscard]] virtual std::optional<bool> not_reset_since() { return std::nullopt; }
 };
 
 } // namespace lararium

@@ -198,6 +198,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     target.vcpus = make_vcpus(session, std::move(regions));
     target.run_control = make_run_control(session);
     target.code_writer = make_code_writer(session);
+    target.debugger = make_debugger(session);
   } else {
     target.limitations.emplace_back("without a monitor there are no registers, and the guest cannot be paused");
     target.limitations.emplace_back("without a monitor disks are not counted, and vCPUs only when their threads are "

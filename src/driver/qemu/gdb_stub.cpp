@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto answer_limit = 5s;
 constexpr std::size_t bytes_per_write = 1024; // QEMU's buffer takes packets of 4096 characters
 constexpr std::size_t most_vcpus = 1 << 13;
-constexpr unsigned rip_number = 16; // in QEMU's x86-64 numbering of registers, as gdb's
+constexpr unsigned rax_number = 0, rsp_number = 7, rip_number = 16;
 
 // The folder in which QEMU opens its end, as QEMU names it and as we do: it may see another root than we, and may run
 // as a user who can write nowhere. Gone as soon as we are connected.
@@ -79,10 +79,14 @@ void write_all(int socket, std::string_view text) {
 // Whatever the conversation stopped at: a guest that runs is stopped by the first byte, a packet that was cut ends at
 // '#', an answer that waits for its acknowledgement gets it. Then the guest goes on. Not by "D", which ends a QEMU that
 // was sent one already (7.2 and 10.0: gdb_get_cpu_pid() of no CPU).
-void let_go(int socket, bool was_running) {
+void let_go(int socket, bool was_running, const std::vector<Gva> &breakpoints) {
   write_all(socket, "\x03");
   ::usleep(20'000);
-  write_all(socket, was_running ? "+#00$c#63" : "+#00");
+  write_all(socket, "+#00");
+  for (const Gva address : breakpoints)
+    write_all(socket, gdb_packet(fmt::format("z1,{:x},1", address.value)));
+  if (was_running)
+    write_all(socket, gdb_packet("c"));
   ::usleep(20'000);
 }
 
@@ -111,8 +115,8 @@ public:
     TRY_ASSIGN(const auto threads, stub_->threads());
     std::vector<Gva> pointers;
     for (const std::string &thread : threads) {
-      TRY_ASSIGN(const auto value, stub_->read_register(thread, rip_number));
-      pointers.push_back(Gva{value});
+      TRY_ASSIGN(const auto registers, stub_->read_registers(thread));
+      pointers.push_back(Gva{registers[rip_number]});
     }
     return pointers;
   }
@@ -134,7 +138,109 @@ private:
   std::shared_ptr<Session> session_;
 };
 
+class QemuBreakpoints final : public Breakpoints {
+public:
+  QemuBreakpoints(std::unique_ptr<GdbStub> stub, std::span<const Gva> addresses)
+      : stub_(std::move(stub)), addresses_(addresses.begin(), addresses.end()) {}
+  ~QemuBreakpoints() override { static_cast<void>(end()); }
+
+  // A hardware breakpoint is a matter of QEMU's own under TCG, and one of the CPU's four under KVM. A software one
+  // would be written into the guest's memory.
+  Result<void> set() {
+    TRY(stub_->describe_registers());
+    for (const Gva address : addresses_) {
+      auto answer = stub_->ask(fmt::format("Z1,{:x},1", address.value));
+      if (!answer || *answer != "OK")
+        return fail(ErrorCode::unsupported,
+                    fmt::format("the VM takes no more than {} of {} breakpoints: under KVM a CPU has four", set_,
+                                addresses_.size()));
+      ++set_;
+    }
+    return stub_->resume();
+  }
+
+  Result<std::optional<BreakpointHit>> wait(std::chrono::microseconds timeout) override {
+    TRY_ASSIGN(const auto packet, stub_->wait(timeout));
+    if (!packet)
+      return std::nullopt;
+    const auto vcpu = parse_stop(*packet);
+    if (!vcpu)
+      return std::nullopt;
+    TRY_ASSIGN(const auto registers, stub_->read_registers(fmt::format("{:x}", *vcpu + 1)));
+    BreakpointHit hit{.vcpu = *vcpu, .address = Gva{registers[rip_number]}, .stack = Gva{registers[rsp_number]}};
+    constexpr std::array<std::size_t, 6> argument_numbers{5, 4, 3, 2, 8, 9};
+    for (std::size_t i = 0; i < hit.arguments.size(); ++i)
+      hit.arguments[i] = registers[argument_numbers[i]];
+    if (std::ranges::find(addresses_, hit.address) != addresses_.end())
+      return hit;
+    // Whoever else stopped it, by its monitor, lets it go on, too.
+    if (packet->starts_with("T05"))
+      TRY(stub_->resume());
+    return std::nullopt;
+  }
+
+  Result<void> go_on(const BreakpointHit &hit, const BreakpointStep &step) override {
+    TRY(stub_->write_register(rip_number, step.instruction.value));
+    if (step.stack != hit.stack)
+      TRY(stub_->write_register(rsp_number, step.stack.value));
+    if (step.result)
+      TRY(stub_->write_register(rax_number, *step.result));
+    return stub_->resume();
+  }
+
+  Result<void> write(const BreakpointHit & /*hit*/, Gva address, std::span<const std::byte> bytes) override {
+    TRY(stub_->ask("Qqemu.PhyMemMode:0"));
+    auto written = stub_->ask(fmt::format("M{:x},{:x}:{}", address.value, bytes.size(), hex(bytes)));
+    TRY(stub_->ask("Qqemu.PhyMemMode:1"));
+    if (!written || *written != "OK")
+      return fail(ErrorCode::protocol, "QEMU's gdb stub does not write memory");
+    return {};
+  }
+
+  Result<void> end() override {
+    if (!stub_)
+      return {};
+    const auto stub = std::move(stub_);
+    TRY(stub->interrupt());
+    for (std::size_t i = 0; i < set_; ++i)
+      TRY(stub->ask(fmt::format("z1,{:x},1", addresses_[i].value)));
+    return stub->end();
+  }
+
+private:
+  std::unique_ptr<GdbStub> stub_;
+  std::vector<Gva> addresses_;
+  std::size_t set_ = 0;
+};
+
+class QemuDebugger final : public Debugger {
+public:
+  explicit QemuDebugger(std::shared_ptr<Session> session) : session_(std::move(session)) {}
+  Result<std::unique_ptr<Breakpoints>> begin(std::span<const Gva> addresses) override {
+    TRY_ASSIGN(auto stub, GdbStub::open(session_, addresses));
+    auto breakpoints = std::make_unique<QemuBreakpoints>(std::move(stub), addresses);
+    TRY(breakpoints->set());
+    return breakpoints;
+  }
+
+private:
+  std::shared_ptr<Session> session_;
+};
+
 } // namespace
+
+std::optional<std::uint32_t> parse_stop(std::string_view packet) {
+  constexpr std::string_view key = "thread:";
+  if (packet.size() < 3 || packet[0] != 'T')
+    return std::nullopt;
+  const auto at = packet.find(key);
+  if (at == packet.npos)
+    return std::nullopt;
+  const std::string_view text = packet.substr(at + key.size());
+  std::uint32_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, 16);
+  return error == std::errc() && number != 0 ? std::optional(number - 1) : std::nullopt;
+}
 
 std::string gdb_packet(std::string_view text) {
   const auto sum = std::accumulate(text.begin(), text.end(), 0U, [](unsigned so_far, char c) {
@@ -201,7 +307,7 @@ std::optional<std::string> GdbPackets::next() {
   return packet;
 }
 
-Result<std::unique_ptr<GdbStub>> GdbStub::open(std::shared_ptr<Session> session) {
+Result<std::unique_ptr<GdbStub>> GdbStub::open(std::shared_ptr<Session> session, std::span<const Gva> breakpoints) {
   if (session->monitors.empty())
     return fail(ErrorCode::unsupported, "the VM has no monitor that can be reached: its code cannot be changed");
   std::unique_ptr<GdbStub> stub(new GdbStub(session));
@@ -220,21 +326,22 @@ Result<std::unique_ptr<GdbStub>> GdbStub::open(std::shared_ptr<Session> session)
     if (state != RunState::running && state != RunState::paused)
       return fail(ErrorCode::unsupported, "the VM neither runs nor is paused: its code cannot be changed");
     stub->was_running_ = state == RunState::running;
-    const std::array kept{stub->socket_.get(), session->process.pidfd()};
-    TRY_ASSIGN(auto will, LastWill::make(kept, [session, socket = stub->socket_.get(), was = stub->was_running_,
-                                                folder = place.our_folder()] {
-                 let_go(socket, was);
-                 close_stub(*session);
-                 MeetingPlace::remove(folder);
-               }));
-    stub->will_.emplace(std::move(will));
+    TRY_ASSIGN(auto guardian, Guardian::start({stub->socket_.get(), session->process.pidfd()},
+                                              [session, socket = stub->socket_.get(), was = stub->was_running_,
+                                               folder = place.our_folder(),
+                                               marks = std::vector(breakpoints.begin(), breakpoints.end())](bool) {
+                                                let_go(socket, was, marks);
+                                                close_stub(*session);
+                                                MeetingPlace::remove(folder);
+                                              }));
+    stub->guardian_.emplace(std::move(guardian));
     TRY_ASSIGN(const auto said,
                monitor->hmp(fmt::format("gdbserver unix:{},server=on,wait=off", place.their_socket())));
     if (::connect(stub->socket_.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0) {
       const int error = errno;
       static_cast<void>(monitor->hmp("gdbserver none"));
       stub->socket_.reset();
-      stub->will_->revoke();
+      stub->guardian_->dismiss();
       return wrap(fail_errno("cannot connect to QEMU's gdb stub", error).error(), said);
     }
   }
@@ -358,18 +465,35 @@ Result<std::vector<std::string>> GdbStub::threads() {
   return result;
 }
 
-Result<std::uint64_t> GdbStub::read_register(std::string_view thread, unsigned number) {
+Result<std::array<std::uint64_t, GdbStub::register_count>> GdbStub::read_registers(std::string_view thread) {
   TRY(ask(fmt::format("Hg{}", thread)));
   TRY_ASSIGN(const auto answer, ask("g"));
-  constexpr std::size_t digits = 16; // of each of the general registers and rip
-  const std::string_view text = answer.size() >= (number + 1) * digits
-                                    ? std::string_view(answer).substr(number * digits, digits)
-                                    : std::string_view();
-  std::uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
-  if (text.empty() || error != std::errc() || end != text.data() + text.size())
-    return fail(ErrorCode::protocol, "QEMU's gdb stub does not tell the registers");
-  return __builtin_bswap64(value);
+  constexpr std::size_t digits = 16;
+  std::array<std::uint64_t, register_count> registers{};
+  for (std::size_t i = 0; i < registers.size(); ++i) {
+    const std::string_view text =
+        answer.size() >= (i + 1) * digits ? std::string_view(answer).substr(i * digits, digits) : std::string_view();
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
+    if (text.empty() || error != std::errc() || end != text.data() + text.size())
+      return fail(ErrorCode::protocol, "QEMU's gdb stub does not tell the registers");
+    registers[i] = __builtin_bswap64(value);
+  }
+  return registers;
+}
+
+Result<void> GdbStub::describe_registers() {
+  TRY_ASSIGN(const auto answer, ask("qXfer:features:read:target.xml:0,ffb"));
+  if (answer.empty())
+    return fail(ErrorCode::unsupported, "QEMU's gdb stub does not describe its registers");
+  return {};
+}
+
+Result<void> GdbStub::write_register(unsigned number, std::uint64_t value) {
+  TRY_ASSIGN(const auto answer, ask(fmt::format("P{:x}={:016x}", number, __builtin_bswap64(value))));
+  if (answer != "OK")
+    return fail(ErrorCode::protocol, "QEMU's gdb stub does not set registers");
+  return {};
 }
 
 Result<void> GdbStub::end() {
@@ -381,13 +505,17 @@ Result<void> GdbStub::end() {
     done = resume();
   if (!done) { // as if we had died
     socket_.reset();
-    will_->execute();
+    guardian_->put_right();
     return done;
   }
   socket_.reset();
   close_stub(*session_);
-  will_->revoke();
+  guardian_->dismiss();
   return {};
+}
+
+std::unique_ptr<Debugger> make_debugger(std::shared_ptr<Session> session) {
+  return std::make_unique<QemuDebugger>(std::move(session));
 }
 
 std::unique_ptr<CodeWriter> make_code_writer(std::shared_ptr<Session> session) {

@@ -4,16 +4,19 @@
 // The protocol: "GDB Remote Serial Protocol" of gdb's manual, as gdbstub.c of QEMU speaks it. Packets are acknowledged.
 #pragma once
 
+#include "guardian.h"
 #include "lararium/base/bytes.h"
-#include "lararium/base/last_will.h"
+#include "lararium/vm/breakpoints.h"
 #include "lararium/vm/code_writer.h"
 #include "ports.h"
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -45,7 +48,9 @@ private:
 // A guest that was paused before stays so.
 class GdbStub {
 public:
-  [[nodiscard]] static Result<std::unique_ptr<GdbStub>> open(std::shared_ptr<Session> session);
+  // `breakpoints` are those that may be set, and that go if this process is killed.
+  [[nodiscard]] static Result<std::unique_ptr<GdbStub>> open(std::shared_ptr<Session> session,
+                                                             std::span<const Gva> breakpoints = {});
   GdbStub(const GdbStub &) = delete;
   GdbStub &operator=(const GdbStub &) = delete;
   ~GdbStub() { static_cast<void>(end()); }
@@ -64,8 +69,13 @@ public:
   [[nodiscard]] Result<void> write_physical(Gpa address, Bytes bytes);
   // Of each vCPU, by number.
   [[nodiscard]] Result<std::vector<std::string>> threads();
-  // The general registers, rip (16): what all QEMUs tell without being asked for descriptions.
-  [[nodiscard]] Result<std::uint64_t> read_register(std::string_view thread, unsigned number);
+  // The general registers in gdb's order (rax rbx rcx rdx rsi rdi rbp rsp r8 to r15) and rip.
+  static constexpr std::size_t register_count = 17;
+  [[nodiscard]] Result<std::array<std::uint64_t, register_count>> read_registers(std::string_view thread);
+  // Of the thread whose registers were read last. describe_registers() first, once.
+  [[nodiscard]] Result<void> write_register(unsigned number, std::uint64_t value);
+  // QEMU takes single registers only from those who have read what it has.
+  [[nodiscard]] Result<void> describe_registers();
   [[nodiscard]] Result<void> end();
 
 private:
@@ -75,11 +85,15 @@ private:
 
   std::shared_ptr<Session> session_;
   UniqueFd socket_;
-  std::optional<LastWill> will_;
+  std::optional<Guardian> guardian_;
   GdbPackets packets_;
   bool was_running_ = true;
 };
 
+// A stop of the guest's as the stub tells of it: "T05thread:02;...". The vCPU's number; nothing: it is none.
+[[nodiscard]] std::optional<std::uint32_t> parse_stop(std::string_view packet);
+
+[[nodiscard]] std::unique_ptr<Debugger> make_debugger(std::shared_ptr<Session> session);
 [[nodiscard]] std::unique_ptr<CodeWriter> make_code_writer(std::shared_ptr<Session> session);
 
 } // namespace lararium::qemu

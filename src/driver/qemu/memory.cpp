@@ -59,6 +59,18 @@ UniqueFd open_mapped_file(const Process &process, const HostMapping &mapping,
   return {};
 }
 
+} // namespace
+
+std::vector<SharedRange> QemuMemory::shared_ranges() const {
+  std::vector<SharedRange> ranges;
+  for (const Region &region : regions_)
+    if (!region.mapped.empty() && region.file >= 0)
+      ranges.push_back({region.base, region.size, region.file, region.file_offset});
+  return ranges;
+}
+
+namespace {
+
 std::string_view kind_of_file(const HostMapping &mapping, int file) {
   if (is_hugetlbfs(file))
     return "hugetlbfs";

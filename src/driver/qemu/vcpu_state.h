@@ -41,6 +41,9 @@ struct StatePlace {
 // Whether the state is that of this vCPU at this moment, by tables and control registers.
 [[nodiscard]] bool is_state_of(Bytes state, const VcpuRegisters &vcpu);
 
+// Whether a state's CR0 has paging on.
+[[nodiscard]] bool has_paging(Bytes state);
+
 // Where in a state the run of MSRs begins: the one place that fits all vCPUs that run a 64-bit kernel. `states` belong
 // to `vcpus`, one each. Errors: `not_found`, `ambiguous`.
 [[nodiscard]] Result<std::size_t> find_msr_run(std::span<const Bytes> states, std::span<const VcpuRegisters> vcpus);

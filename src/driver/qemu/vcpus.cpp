@@ -59,6 +59,18 @@ public:
     return std::unexpected(last_error_);
   }
 
+  // A reset sets CR0 in QEMU's memory, whoever runs the vCPU.
+  std::optional<bool> not_reset_since() override {
+    std::optional<bool> known;
+    for (const auto &place : places_) {
+      std::array<std::byte, state_header_size> header;
+      if (!place || !host_->read(*place, header))
+        continue;
+      known = known.value_or(false) || has_paging(header);
+    }
+    return known;
+  }
+
 private:
   // False: a state is no longer where it was.
   bool add_msrs(std::vector<VcpuRegisters> &vcpus) const {

@@ -52,6 +52,7 @@ public:
   [[nodiscard]] std::vector<RamRange> populated(Gpa base, std::uint64_t size) const override;
   void expect(std::span<const Gpa> addresses) const override;
   void refresh() override { generation_++; }
+  [[nodiscard]] std::vector<SharedRange> shared_ranges() const override;
 
   // "mapped (memfd)", "process_vm_readv"
   [[nodiscard]] const std::string &access() const { return access_; }
