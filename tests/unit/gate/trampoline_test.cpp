@@ -1,0 +1,127 @@
+// Reads the code that is put into guests, instruction by instruction: it must not depend on anything but its own pages,
+// the stack, and what it was called with.
+#include "trampoline.h"
+
+#include <Zydis/Zydis.h>
+#include <gtest/gtest.h>
+#include <set>
+#include <string>
+
+namespace lararium::gate {
+namespace {
+
+constexpr Gva base{0xffffffffff89b000}, function{0xffffffff81234560};
+constexpr AreaShape shape{.cpus = 4, .bells = 2};
+
+std::vector<std::byte> area() {
+  const std::vector<Stub> stubs{{function, 0, {}}, {function + 0x1000, 1, {2, 2, 2, 2}}};
+  const std::vector sites{PatchedSite{Gva{0xffffffff81000100}, Gpa{0x1000100}, 1, 2, 0, 0}};
+  return make_area(base, shape,
+                   {.on = true, .default_verdict = 1, .generation = 7, .spin_cycles = 5, .patience_cycles = 6}, stubs,
+                   sites);
+}
+
+struct Instruction {
+  std::uint64_t offset = 0;
+  ZydisDecodedInstruction what{};
+  std::array<ZydisDecodedOperand, ZYDIS_MAX_OPERAND_COUNT> operands{};
+};
+
+std::vector<Instruction> disassemble(Bytes code) {
+  ZydisDecoder decoder;
+  ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+  std::vector<Instruction> result;
+  for (std::size_t at = 0; at < code.size();) {
+    Instruction instruction;
+    instruction.offset = at;
+    const auto status = ZydisDecoderDecodeFull(&decoder, code.data() + at, code.size() - at, &instruction.what,
+                                               instruction.operands.data());
+    if (!ZYAN_SUCCESS(status)) {
+      ADD_FAILURE() << "no instruction at " << at;
+      break;
+    }
+    at += instruction.what.length;
+    result.push_back(instruction);
+  }
+  return result;
+}
+
+TEST(Trampoline, ReadsAndWritesItsOwnPagesAndTheStackAlone) {
+  for (const Instruction &each : disassemble(trampoline_code()))
+    for (std::size_t i = 0; i < each.what.operand_count; ++i) {
+      const ZydisDecodedOperand &operand = each.operands[i];
+      if (operand.type != ZYDIS_OPERAND_TYPE_MEMORY || operand.mem.type == ZYDIS_MEMOP_TYPE_AGEN)
+        continue;
+      EXPECT_NE(operand.mem.segment, ZYDIS_REGISTER_GS) << each.offset;
+      EXPECT_NE(operand.mem.segment, ZYDIS_REGISTER_FS) << each.offset;
+      if (operand.mem.base != ZYDIS_REGISTER_RIP) {
+        // The stack, or what was computed from the CPU's entry, its slot or a stub's: never what the caller brought.
+        EXPECT_TRUE((std::set{ZYDIS_REGISTER_RSP, ZYDIS_REGISTER_R10, ZYDIS_REGISTER_R11, ZYDIS_REGISTER_RAX,
+                              ZYDIS_REGISTER_RCX, ZYDIS_REGISTER_RDX})
+                        .contains(operand.mem.base))
+            << each.offset;
+        continue;
+      }
+      const std::uint64_t target = each.offset + each.what.length + static_cast<std::uint64_t>(operand.mem.disp.value);
+      EXPECT_LT(target, shape.size()) << each.offset;
+      const bool is_written = (operand.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
+      EXPECT_FALSE(is_written) << "what lies at fixed places is the monitor's to write: " << each.offset;
+    }
+}
+
+TEST(Trampoline, CallsNothingAndJumpsNowhereElse) {
+  const Bytes code = trampoline_code();
+  std::set<std::uint64_t> starts;
+  const auto instructions = disassemble(code);
+  for (const Instruction &each : instructions)
+    starts.insert(each.offset);
+  bool is_on = true; // interrupts, as far as the text goes
+  for (const Instruction &each : instructions) {
+    EXPECT_NE(each.what.mnemonic, ZYDIS_MNEMONIC_CALL) << each.offset;
+    EXPECT_NE(each.what.mnemonic, ZYDIS_MNEMONIC_STI) << each.offset;
+    EXPECT_NE(each.what.mnemonic, ZYDIS_MNEMONIC_INT) << each.offset;
+    if (each.what.mnemonic == ZYDIS_MNEMONIC_CLI)
+      is_on = false;
+    if (each.what.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE || each.what.mnemonic == ZYDIS_MNEMONIC_RET)
+      continue;
+    ASSERT_EQ(each.operands[0].type, ZYDIS_OPERAND_TYPE_IMMEDIATE) << "an indirect jump at " << each.offset;
+    EXPECT_TRUE(
+        starts.contains(each.offset + each.what.length + static_cast<std::uint64_t>(each.operands[0].imm.value.s)))
+        << each.offset;
+  }
+  EXPECT_FALSE(is_on);
+  EXPECT_LE(code.size(), page_size / 4) << "small enough to be read in one sitting";
+}
+
+TEST(Trampoline, AStubCallsTheCodeAndGoesOnToItsFunction) {
+  const auto bytes = area();
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto stub = disassemble(Bytes(bytes).subspan(stub_offset(i), 10));
+    ASSERT_EQ(stub.size(), 2);
+    EXPECT_EQ(stub[0].what.mnemonic, ZYDIS_MNEMONIC_CALL);
+    EXPECT_EQ(base + stub_offset(i) + 5 + static_cast<std::uint64_t>(stub[0].operands[0].imm.value.s), base);
+    EXPECT_EQ(stub[1].what.mnemonic, ZYDIS_MNEMONIC_JMP);
+    EXPECT_EQ(base + stub_offset(i) + 10 + static_cast<std::uint64_t>(stub[1].operands[0].imm.value.s),
+              function + i * 0x1000);
+  }
+  EXPECT_EQ(trampoline_code().size() % STUB_SIZE, 0);
+}
+
+TEST(Trampoline, EachCpuHasASlotAndBellsOfItsOwn) {
+  const auto bytes = area();
+  std::set<std::uint64_t> places;
+  for (std::uint32_t cpu = 0; cpu < shape.cpus; ++cpu) {
+    const auto slot = load<std::uint64_t>(bytes, shape.cpu_entry(cpu) + CPU_SLOT);
+    EXPECT_TRUE(shape.is_slot(*slot - base.value));
+    EXPECT_TRUE(places.insert(*slot).second);
+    for (std::uint64_t event = 0; event < 4; ++event) {
+      EXPECT_TRUE(shape.is_bell(shape.bell_of(cpu, event)));
+      EXPECT_NE(shape.bell_of(cpu, event), shape.bell_of(cpu, event + 1));
+      places.insert(base.value + shape.bell_of(cpu, event));
+    }
+  }
+  EXPECT_EQ(places.size(), shape.cpus * 3);
+}
+
+} // namespace
+} // namespace lararium::gate
