@@ -78,14 +78,15 @@ private:
   Gva map_;
 };
 
-bool is_zero(const Kernel &kernel, Gpa page) {
+bool is_unused(const Kernel &kernel, Gpa page, const Remains &remains) {
   std::array<std::byte, page_size> content;
   return kernel.memory().read(page, content) &&
-         std::ranges::all_of(content, [](std::byte byte) { return byte == std::byte{0}; });
+         (std::ranges::all_of(content, [](std::byte byte) { return byte == std::byte{0}; }) ||
+          remains.has(page, content));
 }
 
 // In order.
-Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel) {
+Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel, const Remains &remains) {
   const auto ram = low_ram(kernel);
   if (ram.empty())
     return fail(ErrorCode::unsupported, "the kernel's memory map shows no memory below 1 MiB");
@@ -101,7 +102,7 @@ Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel) {
     const bool is_ram = std::ranges::any_of(
         ram, [&](const Range &range) { return page >= range.begin && page + page_size <= range.end; });
     if (is_ram && !(real_mode && page >= *real_mode && page - *real_mode < real_mode_room) && flags.is_reserved(page) &&
-        is_zero(kernel, page))
+        is_unused(kernel, page, remains))
       frames.push_back(page);
   }
   return frames;
@@ -130,7 +131,14 @@ std::optional<Gpa> window_entry(const Kernel &kernel, Gva window) {
   return x86_64::entry_address(table, window, directory_level);
 }
 
-Result<AreaPlace> find_area_place(const Kernel &kernel, std::size_t pages) {
+bool Remains::has(Gpa page, Bytes content) const {
+  if (page == table && !table_page.empty())
+    return std::ranges::equal(content, table_page);
+  const std::uint64_t offset = page - first;
+  return offset < area.size() && std::ranges::equal(content, Bytes(area).subspan(offset, page_size));
+}
+
+Result<AreaPlace> find_area_place(const Kernel &kernel, std::size_t pages, const Remains &remains) {
   AreaPlace place;
   for (const Gva window : area_windows())
     if (const auto entry = window_entry(kernel, window)) {
@@ -143,7 +151,7 @@ Result<AreaPlace> find_area_place(const Kernel &kernel, std::size_t pages) {
     }
   if (!place.window)
     return fail(ErrorCode::unsupported, "the kernel's page tables have no free entry near its text");
-  TRY_ASSIGN(const auto frames, find_free_frames(kernel));
+  TRY_ASSIGN(const auto frames, find_free_frames(kernel, remains));
   // From the top: firmware and boot loaders like the bottom. The table's page, then the area's below it, or anywhere.
   std::size_t run = 0;
   for (std::size_t i = frames.size(); i-- > 0;) {

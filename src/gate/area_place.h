@@ -14,6 +14,7 @@
 // is never a wrong one: from outside, no CPU can be told to forget it.
 #pragma once
 
+#include "lararium/base/bytes.h"
 #include "lararium/base/result.h"
 #include "lararium/os/linux/kernel.h"
 
@@ -37,8 +38,19 @@ struct AreaPlace {
 // Where the entry lies that maps a window, in the tables of the kernel; nothing where those above it are absent.
 [[nodiscard]] std::optional<Gpa> window_entry(const linux_guest::Kernel &kernel, Gva window);
 
+// What one of our own areas left behind where the kernel that it was put into runs no more: pages of it that are still
+// as they were count as unused.
+struct Remains {
+  Gpa first;
+  std::vector<std::byte> area;
+  Gpa table;
+  std::vector<std::byte> table_page;
+  [[nodiscard]] bool has(Gpa page, Bytes content) const;
+};
+
 // A place for so many pages, besides its page table. `unsupported` says what is missing.
-[[nodiscard]] Result<AreaPlace> find_area_place(const linux_guest::Kernel &kernel, std::size_t pages);
+[[nodiscard]] Result<AreaPlace> find_area_place(const linux_guest::Kernel &kernel, std::size_t pages,
+                                                const Remains &remains);
 
 // The entries of the page table: code is executable, of the rest only `writable` pages (by number) can be written.
 // Everything that a CPU would set itself (accessed, dirty) is set.

@@ -19,14 +19,6 @@ constexpr std::size_t site_limit = 4096;
 constexpr std::uint64_t longest_padding = 16;
 constexpr std::array<std::byte, 3> accounting{std::byte{0x65}, std::byte{0x48}, std::byte{0xc1}};
 
-bool is_function(const Kernel &kernel, Gva target, Gva function) {
-  if (target == function)
-    return true;
-  std::array<std::byte, 3> code{};
-  return target < function && function - target <= longest_padding && kernel.space().read(target, code) &&
-         code == accounting;
-}
-
 // Whether stepping from the symbol before it meets the site.
 bool is_instruction(const Kernel &kernel, Gva site) {
   const auto symbol = kernel.profile().nearest(site - kernel.location().base);
@@ -49,6 +41,14 @@ bool is_instruction(const Kernel &kernel, Gva site) {
 }
 
 } // namespace
+
+bool leads_to_function(const Kernel &kernel, Gva target, Gva function) {
+  if (target == function)
+    return true;
+  std::array<std::byte, 3> code{};
+  return target < function && function - target <= longest_padding && kernel.space().read(target, code) &&
+         code == accounting;
+}
 
 Result<CallSites> find_call_sites(const Kernel &kernel, std::span<const Gva> functions) {
   const auto begin = kernel.symbol("_stext"), end = kernel.symbol("_etext");
@@ -81,7 +81,8 @@ Result<CallSites> find_call_sites(const Kernel &kernel, std::span<const Gva> fun
     const Gva target = *begin + (at + 5) + static_cast<std::uint64_t>(std::int64_t{distance});
     // The first function at or behind it.
     const auto found = std::ranges::lower_bound(wanted, target, {}, &std::pair<Gva, std::size_t>::first);
-    if (found == wanted.end() || found->first - target > longest_padding || !is_function(kernel, target, found->first))
+    if (found == wanted.end() || found->first - target > longest_padding ||
+        !leads_to_function(kernel, target, found->first))
       continue;
     if (!is_instruction(kernel, *begin + at)) {
       ++result.unverified;

@@ -21,6 +21,9 @@ struct CallSite {
   [[nodiscard]] Gva behind() const { return address + 5; }
 };
 
+// Whether a call that leads there is one of the function.
+[[nodiscard]] bool leads_to_function(const linux_guest::Kernel &kernel, Gva target, Gva function);
+
 // All in the text of the kernel's image, by address. Each is verified to be an instruction, by stepping to it from the
 // beginning of the function that it lies in; `unverified` counts what looks like one and is none, or in data.
 struct CallSites {

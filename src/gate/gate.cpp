@@ -191,6 +191,7 @@ public:
       : system_(system), kernel_(kernel), memory_(memory), protection_(protection), writer_(writer),
         options_(std::move(options)), reader_(std::move(reader)) {}
 
+  Result<bool> adopt();
   Result<void> find_sites();
   Result<void> find_place();
   Result<void> put_in();
@@ -206,6 +207,9 @@ public:
   GateCounts counts;
   std::chrono::nanoseconds stopped{};
   [[nodiscard]] const CallReader &reader() const { return reader_; }
+  [[nodiscard]] Remains remains() const;
+  Remains before;
+  bool adopted = false;
 
 private:
   struct StubPlace {
@@ -226,11 +230,24 @@ private:
     Gpa place;
     Clock::time_point seen;
     bool is_held = false, is_code = false;
-    std::uint64_t page = 0; // offset of the page in the area, where it is one
+    std::uint64_t page = 0;       // offset of the page in the area, where it is one
+    std::vector<std::byte> right; // what is to be there
+  };
+  struct Repair { // under way
+    std::vector<Changed> changes;
+    std::future<bool> done;
+  };
+  enum class Outcome : std::uint8_t {
+    done,
+    later, // the write has not landed yet, or another repair is under way
+    by_code_writer,
   };
 
   [[nodiscard]] Gpa frame_of(std::uint64_t offset) const { return place_.first + offset; }
   [[nodiscard]] bool is_held(std::uint64_t offset) const { return !shape_.is_slot(offset) && !shape_.is_bell(offset); }
+  Result<void> number_stubs();
+  void make_pages(std::uint32_t generation);
+  [[nodiscard]] std::optional<std::vector<CallSite>> calls_of(const Found &area) const;
   Result<void> write_board(std::uint64_t offset, Bytes bytes);
   Result<void> write_area(std::uint64_t offset, Bytes bytes);
   [[nodiscard]] bool read_slot(std::uint32_t cpu, Slot &slot) const;
@@ -243,9 +260,13 @@ private:
   void take_write(std::uint64_t offset, const WriteFault &fault);
   void look_at_the_rest();
   void settle(std::vector<Tampering> &tamperings);
-  [[nodiscard]] bool put_back(Changed &changed);
+  [[nodiscard]] Outcome put_back(Changed &changed);
+  void begin(Repair repair);
+  void finish_repair(std::vector<Tampering> &tamperings);
+  void tell(Changed changed, std::vector<Tampering> &tamperings);
   [[nodiscard]] bool kernel_is_there() const;
   [[nodiscard]] bool kernel_is_running() const;
+  [[nodiscard]] bool was_reset() const { return options_.not_reset && options_.not_reset() == false; }
   [[nodiscard]] std::string place_name(std::uint64_t offset) const;
 
   OperatingSystem &system_;
@@ -270,6 +291,8 @@ private:
   std::vector<Cpu> cpus_;
   std::vector<std::byte> banner_;
   std::vector<Changed> changed_;
+  std::vector<std::pair<Gpa, Clock::time_point>> spurious_; // bells that somebody wrote to, held again then
+  std::optional<Repair> repair_;
   std::future<Result<std::vector<VcpuRegisters>>> registers_;
   Clock::time_point next_poll_, awake_until_;
   bool awake_ = false, lost_ = false, in_guest_ = false;
@@ -289,6 +312,10 @@ Result<void> Gate::State::find_sites() {
       return fail(ErrorCode::unsupported,
                   fmt::format("the hook {}: no direct call of {} was found in the kernel's text",
                               functions_[i].watchers.front().hook->name, functions_[i].name));
+  return number_stubs();
+}
+
+Result<void> Gate::State::number_stubs() {
   std::map<std::pair<std::size_t, Gva>, std::uint32_t> numbers; // of stubs, by function and target
   for (const CallSite &call : calls_) {
     const WatchedFunction &function = functions_[call.function];
@@ -313,12 +340,93 @@ Result<void> Gate::State::find_sites() {
   return {};
 }
 
+// The hooked calls as they were, where each is one of what is to be hooked now.
+std::optional<std::vector<CallSite>> Gate::State::calls_of(const Found &area) const {
+  std::vector<CallSite> calls;
+  const auto &location = kernel_.location();
+  for (const PatchedSite &site : area.sites) {
+    std::array<std::byte, 5> now{};
+    std::int32_t distance = 0;
+    if (site.address < location.base || site.address - location.base >= location.size ||
+        site.physical != location.physical_base + (site.address - location.base) || !memory_.read(site.physical, now))
+      return std::nullopt;
+    std::memcpy(&distance, now.data() + 1, sizeof distance);
+    const Gva target = site.address + 5 + static_cast<std::uint64_t>(std::int64_t{site.original});
+    const auto function = std::ranges::find_if(
+        functions_, [&](const WatchedFunction &each) { return leads_to_function(kernel_, target, each.address); });
+    if ((now[0] & std::byte{0xfe}) != std::byte{0xe8} || distance != site.patched || function == functions_.end())
+      return std::nullopt;
+    calls.push_back({site.address, site.physical, site.original, now[0] == std::byte{0xe9}, target,
+                     static_cast<std::size_t>(function - functions_.begin())});
+  }
+  return calls;
+}
+
+// False: there is nothing that is just what would be put in.
+Result<bool> Gate::State::adopt() {
+  const auto area = find_area(kernel_);
+  if (!area || area->sites.empty())
+    return false;
+  TRY_ASSIGN(functions_, watched_functions(kernel_, options_.hooks));
+  auto calls = calls_of(*area);
+  std::vector<Gva> addresses;
+  for (const WatchedFunction &function : functions_)
+    addresses.push_back(function.address);
+  const auto others = find_call_sites(kernel_, addresses);
+  shape_ = {.cpus = kernel_.cpu_count(), .bells = most_bells};
+  const bool all_calls = calls && others && others->sites.empty() && shape_.pages() == area->frames.size() &&
+                         area->frames.back() - area->frames.front() == shape_.size() - page_size;
+  bool same = false;
+  if (all_calls) {
+    calls_ = std::move(*calls);
+    TRY(number_stubs());
+    place_ = {.window = area->window, .entry = area->entry, .table = area->table, .first = area->frames.front()};
+    make_pages(area->generation + 1);
+    std::vector<std::byte> now(shape_.slots()), table(page_size);
+    same = memory_.read(place_.first, now) && memory_.read(place_.table, table) && table == table_;
+    if (same) {
+      // What changes from one monitor to the next, and from event to event.
+      const auto take = [&](std::uint64_t offset, std::uint64_t size) {
+        std::copy_n(expected_.begin() + static_cast<std::ptrdiff_t>(offset), size,
+                    now.begin() + static_cast<std::ptrdiff_t>(offset));
+      };
+      take(GATE_BOARD + BOARD_ON, BOARD_CPU_COUNT - BOARD_ON);
+      take(GATE_BOARD + BOARD_SPIN, BOARD_SIZE - BOARD_SPIN);
+      for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu) {
+        const std::uint64_t answer = *load<std::uint64_t>(now, shape_.cpu_entry(cpu) + CPU_ANSWER);
+        std::memcpy(expected_.data() + shape_.cpu_entry(cpu) + CPU_ANSWER, &answer, sizeof answer);
+        cpus_[cpu].answered = answer >> 8;
+      }
+      same = std::ranges::equal(now, Bytes(expected_).first(now.size()));
+    }
+  }
+  if (!same) {
+    calls_.clear();
+    stubs_.clear();
+    stub_places_.clear();
+    patched_.clear();
+    sites.clear();
+    return false;
+  }
+  const auto banner = kernel_.symbol("linux_banner");
+  banner_.resize(banner_bytes);
+  if (!banner || !kernel_.space().read(*banner, banner_))
+    return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
+  for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
+    offsets_.emplace(frame_of(offset), offset);
+  offsets_.emplace(place_.table, shape_.size());
+  in_guest_ = adopted = true;
+  return true;
+}
+
+Remains Gate::State::remains() const { return {place_.first, expected_, place_.table, table_}; }
+
 Result<void> Gate::State::find_place() {
   shape_.cpus = kernel_.cpu_count();
   shape_.bells = most_bells;
   if (shape_.cpus == 0 || shape_.cpus > cpu_limit)
     return fail(ErrorCode::unsupported, fmt::format("a guest with {} CPUs is not hooked so far", shape_.cpus));
-  TRY_ASSIGN(place_, find_area_place(kernel_, shape_.pages()));
+  TRY_ASSIGN(place_, find_area_place(kernel_, shape_.pages(), before));
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
     offsets_.emplace(frame_of(offset), offset);
   offsets_.emplace(place_.table, shape_.size());
@@ -330,17 +438,12 @@ Result<void> Gate::State::find_place() {
   return {};
 }
 
-Result<void> Gate::State::put_in() {
-  const auto banner = kernel_.symbol("linux_banner");
-  banner_.resize(banner_bytes);
-  if (!banner || !kernel_.space().read(*banner, banner_))
-    return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
-
+void Gate::State::make_pages(std::uint32_t generation) {
   for (PatchedSite &site : patched_)
     site.patched = static_cast<std::int32_t>((place_.base() + stub_offset(site.stub)) - (site.address + 5));
   settings_ = {.on = false,
                .default_verdict = static_cast<std::uint8_t>(options_.default_verdict),
-               .generation = 1,
+               .generation = generation,
                .spin_cycles = cycles_in(kernel_, options_.awake),
                .patience_cycles = cycles_in(kernel_, options_.patience)};
   expected_ = make_area(place_.base(), shape_, settings_, stubs_, patched_);
@@ -350,7 +453,15 @@ Result<void> Gate::State::put_in() {
     std::memcpy(table_.data() + 8 * (frame_of(offset).value / page_size), &entry, sizeof entry);
   }
   cpus_.resize(shape_.cpus);
+}
 
+Result<void> Gate::State::put_in() {
+  const auto banner = kernel_.symbol("linux_banner");
+  banner_.resize(banner_bytes);
+  if (!banner || !kernel_.space().read(*banner, banner_))
+    return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
+
+  make_pages(1);
   const auto begin = Clock::now();
   TRY_ASSIGN(const auto session, writer_.begin());
   system_.refresh();
@@ -360,7 +471,8 @@ Result<void> Gate::State::put_in() {
     return fail(ErrorCode::unsupported, "the free entry of the kernel's page tables was taken meanwhile");
   std::array<std::byte, page_size> page{};
   for (const auto &[frame, offset] : offsets_)
-    if (!memory_.read(frame, page) || std::ranges::any_of(page, [](std::byte byte) { return byte != std::byte{0}; }))
+    if (!memory_.read(frame, page) ||
+        (std::ranges::any_of(page, [](std::byte byte) { return byte != std::byte{0}; }) && !before.has(frame, page)))
       return fail(ErrorCode::unsupported, "a page that the kernel has set aside was written to meanwhile");
   for (const CallSite &call : calls_) {
     std::array<std::byte, 5> now{};
@@ -393,6 +505,23 @@ Result<void> Gate::State::hold() {
   for (const auto &[frame, offset] : offsets_)
     if (offset >= shape_.size() || !shape_.is_slot(offset))
       TRY(protection_.protect(frame, page_size));
+  if (adopted) {
+    // Events that nobody answered are over: their CPUs took the default verdict.
+    for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu) {
+      Slot slot{};
+      if (!read_slot(cpu, slot) || slot.number != cpus_[cpu].answered + 1)
+        continue;
+      const std::uint64_t word = slot.number << 8;
+      TRY(write_area(shape_.cpu_entry(cpu) + CPU_ANSWER, std::as_bytes(std::span(&word, 1))));
+      cpus_[cpu].answered = slot.number;
+    }
+    const auto board = Bytes(expected_).subspan(GATE_BOARD, BOARD_SIZE);
+    for (const auto &[offset, size] : {std::pair{BOARD_DEFAULT, 1}, std::pair{BOARD_AWAKE, 4},
+                                       std::pair{BOARD_SPIN, 16}, std::pair{BOARD_GENERATION, 4}}) {
+      const std::vector<std::byte> value(board.begin() + offset, board.begin() + offset + size);
+      TRY(write_board(static_cast<std::uint64_t>(offset), value));
+    }
+  }
   settings_.on = true;
   const std::byte on{1};
   TRY(write_board(BOARD_ON, std::span(&on, 1)));
@@ -462,20 +591,28 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
       static_cast<void>(open_bell(cpu, slot.number));
       return;
     }
-    // Nobody of ours rings without an event.
-    ++counts.forged;
-    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
-      static_cast<void>(protection_.release(frame_of(shape_.bell_of(cpu, bell)), page_size));
-    tamperings.push_back({.what = fmt::format("the bell of CPU {} was rung with no event", cpu),
-                          .address = place_.base() + shape_.bell_of(cpu, 0),
-                          .expected = {},
-                          .found = {},
-                          .vcpu = vcpu,
-                          .task = vcpu ? linux_guest::running_task(kernel_, *vcpu) : std::nullopt});
-    std::this_thread::sleep_for(100us);
-    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
-      static_cast<void>(protection_.protect(frame_of(shape_.bell_of(cpu, bell)), page_size));
+    // Nobody of ours rings without an event: a kernel that boots in this one's place, a device, a snapshot that is
+    // being loaded, or code in the guest that plays with it.
+    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell) {
+      const Gpa frame = frame_of(shape_.bell_of(cpu, bell));
+      static_cast<void>(protection_.release(frame, page_size));
+      spurious_.emplace_back(frame, Clock::now() + 1ms);
+    }
     state.open_bell.reset();
+    system_.refresh();
+    if (was_reset() || !kernel_is_running()) {
+      lost_ = true;
+      return;
+    }
+    if (vcpu) {
+      ++counts.forged;
+      tamperings.push_back({.what = fmt::format("the bell of CPU {} was rung with no event", cpu),
+                            .address = place_.base() + shape_.bell_of(cpu, 0),
+                            .expected = {},
+                            .found = {},
+                            .vcpu = vcpu,
+                            .task = linux_guest::running_task(kernel_, *vcpu)});
+    }
     return;
   }
   // What the slot says must be what the CPU's own stack says, and come from where a hook is.
@@ -487,6 +624,10 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
       (stub_places_[slot.stub].has_jump ||
        std::ranges::find(stub_places_[slot.stub].returns, Gva{slot.caller}) != stub_places_[slot.stub].returns.end());
   if (!is_call || (vcpu && state.vcpu && *vcpu != *state.vcpu)) {
+    if (was_reset() || !kernel_is_running()) {
+      lost_ = true;
+      return;
+    }
     if (state.forged != slot.number) {
       ++counts.forged;
       tamperings.push_back({.what = fmt::format("an event of CPU {} that no hooked call made", cpu),
@@ -571,7 +712,7 @@ Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<Ga
       }
     }
     auto until = std::min(end, next_poll_);
-    if (!changed_.empty())
+    if (!changed_.empty() || repair_ || !spurious_.empty())
       until = std::min(until, now + 50us);
     const auto left =
         awake_ ? 0us : std::chrono::ceil<std::chrono::microseconds>(std::max(until - now, Clock::duration::zero()));
@@ -649,7 +790,7 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
 
 void Gate::State::look_at_the_rest() {
   system_.refresh();
-  if (!kernel_is_there()) {
+  if (was_reset() || !kernel_is_there()) {
     lost_ = true;
     return;
   }
@@ -657,7 +798,8 @@ void Gate::State::look_at_the_rest() {
     std::array<std::byte, 8> now{};
     const auto part = std::span(now).first(expected.size());
     if (!memory_.read(place, part) || std::ranges::equal(part, expected) ||
-        std::ranges::any_of(changed_, [&](const Changed &each) { return each.place == place; }))
+        std::ranges::any_of(changed_, [&](const Changed &each) { return each.place == place; }) ||
+        (repair_ && std::ranges::any_of(repair_->changes, [&](const Changed &each) { return each.place == place; })))
       return;
     Changed changed;
     changed.place = place;
@@ -708,8 +850,20 @@ bool Gate::State::kernel_is_running() const {
 // Puts back what was changed, once it is clear that the hooked kernel still runs: a guest that boots anew writes where
 // it likes.
 void Gate::State::settle(std::vector<Tampering> &tamperings) {
+  finish_repair(tamperings);
+  std::erase_if(spurious_, [&](const auto &each) {
+    if (Clock::now() < each.second)
+      return false;
+    static_cast<void>(protection_.protect(each.first, page_size));
+    return true;
+  });
   if (changed_.empty())
     return;
+  if (was_reset()) {
+    lost_ = true;
+    changed_.clear();
+    return;
+  }
   std::vector<VcpuRegisters> registers;
   system_.refresh();
   if (options_.registers && !(kernel_is_running() && options_.not_reset && options_.not_reset().value_or(false))) {
@@ -729,40 +883,77 @@ void Gate::State::settle(std::vector<Tampering> &tamperings) {
     return;
   }
   std::vector<Changed> later;
-  for (Changed &changed : std::exchange(changed_, {})) {
-    if (!put_back(changed)) {
-      later.push_back(std::move(changed));
-      continue;
+  Repair repair;
+  for (Changed &changed : std::exchange(changed_, {}))
+    switch (put_back(changed)) {
+    case Outcome::done: tell(std::move(changed), tamperings); break;
+    case Outcome::later: later.push_back(std::move(changed)); break;
+    case Outcome::by_code_writer: repair.changes.push_back(std::move(changed)); break;
     }
-    ++counts.tampered;
-    changed.tampering.after = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - changed.seen);
-    tamperings.push_back(std::move(changed.tampering));
-  }
   changed_ = std::move(later);
+  if (!repair.changes.empty())
+    begin(std::move(repair));
 }
 
-// False: the write has not landed yet.
-bool Gate::State::put_back(Changed &changed) {
-  const auto write_code = [&](Gpa place, Bytes bytes) {
-    auto session = writer_.begin();
-    return session && (*session)->write(place, bytes) && (*session)->end();
-  };
+void Gate::State::tell(Changed changed, std::vector<Tampering> &tamperings) {
+  ++counts.tampered;
+  changed.tampering.after = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - changed.seen);
+  tamperings.push_back(std::move(changed.tampering));
+}
+
+// The VM stops for it, for which all that its vCPUs wait for must go on being served: by us, while a thread does that.
+void Gate::State::begin(Repair repair) {
+  std::vector<std::pair<Gpa, std::vector<std::byte>>> writes;
+  for (const Changed &changed : repair.changes) {
+    if (changed.is_held)
+      static_cast<void>(protection_.release(changed.place.page(), page_size));
+    writes.emplace_back(changed.place, changed.right);
+  }
+  repair.done = std::async(std::launch::async, [&writer = writer_, writes = std::move(writes)] {
+    auto session = writer.begin();
+    bool all = session.has_value();
+    for (const auto &[place, bytes] : writes)
+      all = all && (*session)->write(place, bytes);
+    return all && (*session)->end();
+  });
+  repair_ = std::move(repair);
+}
+
+void Gate::State::finish_repair(std::vector<Tampering> &tamperings) {
+  if (!repair_ || repair_->done.wait_for(0s) != std::future_status::ready)
+    return;
+  const bool done = repair_->done.get();
+  memory_.refresh();
+  for (Changed &changed : repair_->changes) {
+    if (changed.is_held)
+      static_cast<void>(protection_.protect(changed.place.page(), page_size));
+    std::vector<std::byte> now(changed.right.size());
+    changed.tampering.put_back = done && memory_.read(changed.place, now) && now == changed.right;
+    tell(std::move(changed), tamperings);
+  }
+  repair_.reset();
+}
+
+Gate::State::Outcome Gate::State::put_back(Changed &changed) {
   if (!changed.is_held) {
-    changed.tampering.put_back = write_code(changed.place, changed.tampering.expected);
-    return true;
+    changed.right = changed.tampering.expected;
+    return repair_ ? Outcome::later : Outcome::by_code_writer;
   }
   std::array<std::byte, page_size> now{};
   const Bytes expected =
       changed.page >= shape_.size() ? Bytes(table_) : Bytes(expected_).subspan(changed.page, page_size);
   if (!memory_.read(changed.place, now))
-    return true;
+    return Outcome::done;
   if (std::ranges::equal(now, expected)) {
     if (Clock::now() - changed.seen < landing_limit)
-      return false;
+      return Outcome::later;
     static_cast<void>(protection_.protect(changed.place, page_size));
     changed.tampering.put_back = true; // what was written is what stood there
-    return true;
+    return Outcome::done;
   }
+  const bool by_code_writer = changed.is_code && !protection_.may_hold_code();
+  if (by_code_writer && repair_)
+    return Outcome::later;
   // From here on nobody writes there, and what was written is looked at.
   static_cast<void>(protection_.protect(changed.place, page_size));
   memory_.refresh();
@@ -779,16 +970,14 @@ bool Gate::State::put_back(Changed &changed) {
   changed.tampering.found.assign(now.begin() + static_cast<std::ptrdiff_t>(first),
                                  now.begin() + static_cast<std::ptrdiff_t>(first + shown));
   const Bytes part = expected.subspan(first, last - first);
-  if (changed.is_code && !protection_.may_hold_code()) {
-    // Data first, so that it stands there; then again in a way that the VM's translator of code notices.
-    static_cast<void>(protection_.release(changed.place, page_size));
-    changed.tampering.put_back = write_code(changed.place + first, part);
-    static_cast<void>(protection_.protect(changed.place, page_size));
-  } else {
-    changed.tampering.put_back = protection_.overwrite(changed.place + first, part).has_value();
-  }
+  // The bytes first, wherever that is enough; a VM that translates code must be told of it, too.
+  changed.tampering.put_back = protection_.overwrite(changed.place + first, part).has_value();
   memory_.refresh();
-  return true;
+  if (!by_code_writer)
+    return Outcome::done;
+  changed.place += first;
+  changed.right.assign(part.begin(), part.end());
+  return Outcome::by_code_writer;
 }
 
 // ---- taking out
@@ -807,7 +996,7 @@ Result<void> Gate::State::remove(std::vector<std::string> &left) {
     in_guest_ = false;
     return {};
   }
-  // Whoever comes from here on goes on at once; whoever waits is let go.
+  // Whoever comes from here on goes on at once; whoever waits is let go. What is being put back is.
   const std::byte off{0};
   static_cast<void>(write_board(BOARD_ON, std::span(&off, 1)));
   std::vector<GateEvent> events;
@@ -823,6 +1012,9 @@ Result<void> Gate::State::remove(std::vector<std::string> &left) {
       static_cast<void>(answer(event, 0));
     }
   let_go();
+  if (repair_)
+    repair_->done.wait();
+  repair_.reset();
   Found area{.window = place_.window,
              .entry = place_.entry,
              .table = place_.table,
@@ -842,7 +1034,8 @@ Gate::Gate(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Gate::~Gate() { state_->let_go(); }
 
 Result<std::unique_ptr<Gate>> Gate::install(OperatingSystem &system, PhysicalMemory &memory,
-                                            WriteProtection &protection, CodeWriter &writer, GateOptions options) {
+                                            WriteProtection &protection, CodeWriter &writer, GateOptions options,
+                                            std::shared_ptr<const Remains> before) {
   const Kernel *kernel = linux_guest::kernel_of(system);
   if (kernel == nullptr)
     return fail(ErrorCode::unsupported, "only Linux guests can be hooked so far");
@@ -850,10 +1043,15 @@ Result<std::unique_ptr<Gate>> Gate::install(OperatingSystem &system, PhysicalMem
   TRY_ASSIGN(auto reader, CallReader::create(*kernel));
   auto state =
       std::make_unique<State>(system, *kernel, memory, protection, writer, std::move(options), std::move(reader));
-  TRY(remove_left_gate(system, writer, state->limitations));
-  TRY(state->find_sites());
-  TRY(state->find_place());
-  if (auto done = state->put_in(); !done) {
+  if (before)
+    state->before = *before;
+  TRY_ASSIGN(const bool adopted, state->adopt());
+  if (!adopted) {
+    TRY(remove_left_gate(system, writer, state->limitations));
+    TRY(state->find_sites());
+    TRY(state->find_place());
+  }
+  if (auto done = adopted ? Result<void>() : state->put_in(); !done) {
     std::vector<std::string> left;
     static_cast<void>(state->remove(left));
     return std::unexpected(std::move(done).error());
@@ -877,6 +1075,8 @@ const std::vector<std::string> &Gate::limitations() const { return state_->limit
 const GateCounts &Gate::counts() const { return state_->counts; }
 std::chrono::nanoseconds Gate::stopped() const { return state_->stopped; }
 const CallReader &Gate::reader() const { return state_->reader(); }
+bool Gate::adopted() const { return state_->adopted; }
+std::shared_ptr<const Remains> Gate::remains() const { return std::make_shared<Remains>(state_->remains()); }
 
 std::optional<LeftGate> find_left_gate(const Kernel &kernel) {
   const auto area = find_area(kernel);

@@ -90,7 +90,7 @@ Record SecurityDriver::record_of(const Tampering &tampering) {
   record.kind = RecordKind::finding;
   record.type = "gate_tampered";
   record.host_time_ns = host_time();
-  std::string who = "somebody";
+  std::string who = tampering.vcpu ? "somebody" : "somebody, a device, or a snapshot that was loaded,";
   if (const auto &task = tampering.task) {
     who = fmt::format("{} ({})", task->comm, task->pid);
     if (const Known *known = process_of(task->task))

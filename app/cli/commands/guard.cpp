@@ -86,12 +86,18 @@ private:
   Result<void> take_up() {
     target_.memory->refresh();
     TRY_ASSIGN(guest_, host_.attach(target_, guest_options_));
+    options_.not_reset = {};
+    if (target_.vcpus && target_.vcpus->registers_with_msrs())
+      options_.not_reset = [vcpus = target_.vcpus.get()] { return vcpus->not_reset_since(); };
+    bool adopted = false;
     if (breakpoints_) {
       TRY_ASSIGN(gate_, gate::BreakpointModule::install(*guest_.system, *target_.debugger, options_.hooks));
     } else {
       TRY_ASSIGN(protection_, target_.protector->begin());
-      TRY_ASSIGN(gate_, gate::Gate::install(*guest_.system, *target_.memory, *protection_.protection,
-                                            *target_.code_writer, options_));
+      TRY_ASSIGN(auto gate, gate::Gate::install(*guest_.system, *target_.memory, *protection_.protection,
+                                                *target_.code_writer, options_, before_));
+      adopted = gate->adopted();
+      gate_ = std::move(gate);
     }
     driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_);
     if (process_ != nullptr)
@@ -102,7 +108,11 @@ private:
     record.sentence =
         fmt::format("{} calls in the kernel of {} are hooked; its vCPUs stood still for {:.1f} ms",
                     gate_->sites().size(), target_.identity.name, static_cast<double>(gate_->stopped().count()) / 1e6);
-    record.with("sites", std::uint64_t{gate_->sites().size()})
+    if (adopted)
+      record.sentence =
+          fmt::format("{} hooked calls in the kernel of {} were adopted", gate_->sites().size(), target_.identity.name);
+    record.with("adopted", adopted)
+        .with("sites", std::uint64_t{gate_->sites().size()})
         .with("stopped_microseconds", static_cast<std::uint64_t>(gate_->stopped().count() / 1000));
     tell(std::move(record));
     for (const std::string &limitation : protection_.limitations)
@@ -134,6 +144,8 @@ private:
       if (stepped)
         continue;
       add_counts();
+      if (const auto *gate = dynamic_cast<const gate::Gate *>(gate_.get()))
+        before_ = gate->remains();
       let_go();
       if (!target_.liveness->alive())
         end();
@@ -204,6 +216,7 @@ private:
   Guest guest_;
   ProtectionStart protection_;
   std::unique_ptr<gate::JumpModule> gate_;
+  std::shared_ptr<const gate::Remains> before_; // of the guest's kernel before a reset
   std::unique_ptr<gate::SecurityDriver> driver_;
   std::thread thread_;
   std::atomic<bool> stopping_ = false, ended_ = false;
@@ -249,9 +262,11 @@ public:
     for (const auto &[texts, action] :
          {std::pair(&allow_, policy::Action::allow), std::pair(&deny_, policy::Action::deny)})
       for (const std::string &text : *texts) {
-        TRY_ASSIGN(auto rule, policy::parse_rule(text, action));
-        TRY(check(rule, options.hooks));
-        rules.push_back(std::move(rule));
+        auto rule = policy::parse_rule(text, action);
+        if (!rule)
+          return std::unexpected(std::move(rule).error());
+        TRY(check(*rule, options.hooks));
+        rules.push_back(std::move(*rule));
       }
     const int error = error_ == "EACCES" ? EACCES : EPERM;
     options.default_verdict = default_ == "deny" ? error : 0;
@@ -278,8 +293,6 @@ public:
       options.registers = [vcpus = target->vcpus.get()] {
         return std::async(std::launch::async, [vcpus] { return vcpus->registers(); });
       };
-    if (target->vcpus && target->vcpus->registers_with_msrs())
-      options.not_reset = [vcpus = target->vcpus.get()] { return vcpus->not_reset_since(); };
     const auto begin = std::chrono::steady_clock::now();
     Outbox outbox;
     Server server(context.host, *target, context.options.guest, std::move(options), mode_ == "breakpoint", tool,

@@ -44,13 +44,18 @@ struct GateOptions {
   std::function<std::optional<bool>()> not_reset{};
 };
 
+struct Remains; // what a gate leaves behind in memory when its kernel runs no more
+
 class Gate final : public JumpModule {
 public:
   // Puts the hooks in. `system`, of Linux, and the ports must outlive the gate; all vCPUs stand still for as long as
-  // `stopped()` tells afterwards. What an earlier monitor left is taken out first. An error: the guest is as it was.
+  // `stopped()` tells afterwards. What an earlier monitor left, here or on the host from which the guest was migrated,
+  // is adopted where it is just what would be put in, and taken out first where it is not. An error: the guest is as it
+  // was. `before`: of a gate of this VM whose kernel runs no more.
   [[nodiscard]] static Result<std::unique_ptr<Gate>> install(OperatingSystem &system, PhysicalMemory &memory,
                                                              WriteProtection &protection, CodeWriter &writer,
-                                                             GateOptions options);
+                                                             GateOptions options,
+                                                             std::shared_ptr<const Remains> before = nullptr);
   ~Gate() override; // without remove(): leaves the hooks in the guest, where they do nothing
 
   [[nodiscard]] Result<void> wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,
@@ -62,6 +67,8 @@ public:
   [[nodiscard]] const GateCounts &counts() const override;
   [[nodiscard]] std::chrono::nanoseconds stopped() const override;
   [[nodiscard]] const CallReader &reader() const override;
+  [[nodiscard]] bool adopted() const; // the hooks were there already
+  [[nodiscard]] std::shared_ptr<const Remains> remains() const;
 
 private:
   class State;

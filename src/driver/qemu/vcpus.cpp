@@ -59,21 +59,23 @@ public:
     return std::unexpected(last_error_);
   }
 
-  // A reset sets CR0 in QEMU's memory, whoever runs the vCPU.
+  // A reset sets the registers in QEMU's memory, whoever runs the vCPU; and no two kernels that boot have their table
+  // of interrupts at the same place, unless addresses are not randomised.
   std::optional<bool> not_reset_since() override {
     std::optional<bool> known;
-    for (const auto &place : places_) {
+    for (std::size_t i = 0; i < places_.size(); ++i) {
       std::array<std::byte, state_header_size> header;
-      if (!place || !host_->read(*place, header))
+      if (!places_[i] || !host_->read(*places_[i], header))
         continue;
-      known = known.value_or(false) || has_paging(header);
+      known = known.value_or(false) || (has_paging(header) && idt_base_of(header) == tables_[i]);
     }
     return known;
   }
 
 private:
   // False: a state is no longer where it was.
-  bool add_msrs(std::vector<VcpuRegisters> &vcpus) const {
+  bool add_msrs(std::vector<VcpuRegisters> &vcpus) {
+    tables_.resize(vcpus.size());
     for (std::size_t i = 0; i < vcpus.size(); i++) {
       if (!vcpus[i].runs_64_bit_kernel())
         continue;
@@ -83,6 +85,7 @@ private:
           !host_->read(*places_[i] + run_offset_, run))
         return false;
       vcpus[i].msrs = read_msr_run(run);
+      tables_[i] = idt_base_of(header);
       vcpus[i].kernel_gs_base = vcpus[i].msrs->kernel_gs_base;
     }
     return true;
@@ -169,6 +172,7 @@ private:
   std::vector<GuestRegion> ram_;
   std::optional<HostMemory> host_;
   std::vector<std::optional<Hva>> places_; // of each vCPU's state; empty: not known
+  std::vector<Gva> tables_;                // of interrupts, of each vCPU then
   std::size_t run_offset_ = 0;             // of the MSRs, in all of them
   Clock::time_point next_search_;
   Error last_error_;
