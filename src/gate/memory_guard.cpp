@@ -22,6 +22,7 @@ constexpr std::size_t banner_bytes = 64;
 constexpr std::uint64_t largest_module_text = 64 << 20;
 constexpr auto registers_limit = 2s;    // then it is told without
 constexpr auto passing_limit_time = 1s; // that int3 may stand where the kernel patches
+constexpr auto longest_passing = 10s;   // and as long as the kernel says that it is at it
 constexpr std::uint64_t descriptor_size = 8, first_own_descriptor = 8, last_own_descriptor = 15;
 
 std::uint64_t host_time() {
@@ -314,12 +315,12 @@ void MemoryGuard::judge(const Unit &unit, const GuardedPage &page, Bytes before,
                                      {after[at]},
                                      "int3 stays where the kernel only passes",
                                      unit.writer,
-                                     true,
+                                     !unit.compared,
                                      unit.task,
-                                     unit.host_time_ns,
+                                     unit.compared ? host_time() : unit.host_time_ns,
                                      {},
                                      {}},
-                            Clock::now() + passing_limit_time});
+                            Clock::now() + passing_limit_time, Clock::now() + longest_passing});
     } else {
       // All bytes of it that no place explains.
       std::size_t last = at;
@@ -539,7 +540,7 @@ void MemoryGuard::look_at_the_rest(Clock::time_point now, std::vector<Record> &o
   }
   look_at_modules();
   look_at_compared(out);
-  look_at_passing(now, out);
+  look_at_passing(now);
 }
 
 void MemoryGuard::look_at_modules() {
@@ -627,33 +628,33 @@ void MemoryGuard::expect_again(const Unlawful &write) {
                             static_cast<std::ptrdiff_t>(i * page_size + (write.address - write.page.address)));
 }
 
-// The kernel writes int3, what is behind it, and then what is to stay; that takes it no second.
-void MemoryGuard::look_at_passing(Clock::time_point now, std::vector<Record> & /*out*/) {
-  std::vector<Passing> due;
-  std::erase_if(passing_, [&](Passing &each) {
-    if (each.due > now)
-      return false;
-    due.push_back(std::move(each));
-    return true;
+// The kernel writes int3, what is behind it, and then what is to stay; that takes it no second, or longer where its
+// CPUs get no time. One that it toggles all the time is seen as something else in between.
+void MemoryGuard::look_at_passing(Clock::time_point now) {
+  if (passing_.empty())
+    return;
+  std::erase_if(passing_, [&](const Passing &each) {
+    std::byte there{};
+    return !memory_.read(each.frame, writable_bytes_of(there)) || there != std::byte{0xcc};
   });
-  if (due.empty())
+  if (std::ranges::none_of(passing_, [&](const Passing &each) { return each.due <= now; }))
     return;
   lawful_->read_moments();
-  for (Passing &each : due) {
-    std::byte there{};
-    if (!memory_.read(each.frame, writable_bytes_of(there)) || there != std::byte{0xcc})
-      continue;
+  std::erase_if(passing_, [&](Passing &each) {
+    if (each.due > now || (each.latest > now && lawful_->is_being_patched(each.address)))
+      return false;
     const std::array<std::byte, 1> before{each.before};
     const Judgement judgement = lawful_->judge(each.address, before);
     if (judgement.lawful && !judgement.passing)
-      continue;
+      return true;
     ++counts_.unlawful;
     each.write.found = now;
     if (unverified_.size() < unverified_limit)
       unverified_.push_back(std::move(each.write));
     else
       ++counts_.left_out;
-  }
+    return true;
+  });
 }
 
 void MemoryGuard::forget(Gpa base) {

@@ -125,7 +125,7 @@ private:
   void look_at_the_rest(Clock::time_point now, std::vector<Record> &out);
   void look_at_modules();
   void look_at_compared(std::vector<Record> &out);
-  void look_at_passing(Clock::time_point now, std::vector<Record> &out);
+  void look_at_passing(Clock::time_point now);
   [[nodiscard]] bool is_gone(const GuardedPage &page);
   void expect_again(const Unlawful &write);
   void forget(Gpa base);
@@ -142,7 +142,7 @@ private:
     Gva address;
     std::byte before;
     Unlawful write;
-    Clock::time_point due;
+    Clock::time_point due, latest;
   };
 
   OperatingSystem &system_;

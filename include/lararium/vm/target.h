@@ -1,6 +1,7 @@
 // A target: what a driver hands over for one running VM or one dump. Everything above works on this alone.
 #pragma once
 
+#include "lararium/vm/nics.h"
 #include "lararium/vm/physical_memory.h"
 #include "lararium/vm/protection.h"
 #include "lararium/vm/run_control.h"
@@ -79,6 +80,7 @@ struct Target {
   std::unique_ptr<Statistics> statistics;  // null: nothing is counted
   std::unique_ptr<Liveness> liveness;      // null: a dump, which stays
   std::unique_ptr<Protector> protector;    // null: memory cannot be protected
+  std::unique_ptr<Nics> nics;              // null: nothing is told of network interfaces
   TargetHints hints;
   std::vector<std::string> limitations; // sentences: what is missing here, and why
 };

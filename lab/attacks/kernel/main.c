@@ -15,7 +15,7 @@ module_param(lookup, ulong, 0400);
 MODULE_PARM_DESC(lookup, "address of kallsyms_lookup_name, as /proc/kallsyms says");
 
 static struct attack *const themes[] = {attack_system_calls, attack_text,     attack_modules,    attack_processes,
-					attack_handlers,     attack_defences, attack_credentials, attack_bpf};
+					attack_handlers,     attack_defences, attack_credentials, attack_bpf, attack_registers};
 static DEFINE_MUTEX(lock);
 static struct proc_dir_entry *control;
 

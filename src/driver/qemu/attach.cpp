@@ -196,6 +196,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     // Also when no monitor answered now: it may be free the next time.
     target.vcpus = make_vcpus(session, std::move(regions));
     target.run_control = make_run_control(session);
+    target.nics = make_nics(session);
   } else {
     target.limitations.emplace_back("without a monitor there are no registers, and the guest cannot be paused");
     target.limitations.emplace_back("without a monitor disks are not counted, and vCPUs only when their threads are "
