@@ -71,7 +71,7 @@ void RegisterGuard::look(std::span<const VcpuRegisters> vcpus, Clock::time_point
     }
   }
   look_at_tables(vcpus, now, out);
-  again |= std::ranges::any_of(tables_, [](const auto &entry) { return !entry.second.told; });
+  again |= suspects_tables();
   due_ = now + (again ? timing_.again : timing_.interval);
   between_ = now + between_reads;
 }
@@ -122,7 +122,7 @@ void RegisterGuard::look_at_tables(std::span<const VcpuRegisters> vcpus, Clock::
 }
 
 void RegisterGuard::look_between(Clock::time_point now) {
-  if (now < between_ || std::ranges::none_of(tables_, [](const auto &entry) { return !entry.second.told; }))
+  if (now < between_ || !suspects_tables())
     return;
   between_ = now + between_reads;
   system_.refresh();

@@ -20,7 +20,7 @@ import harness
 from lab.attack import Attacker, Unsupported
 
 TRACING = "/sys/kernel/tracing"
-KILLS = int(os.environ.get("LARARIUM_KILLS", "20"))
+KILLS = int(os.environ.get("LARARIUM_KILLS", "8"))
 
 
 class Monitor:

@@ -203,7 +203,9 @@ private:
         continue;
       }
       std::vector<Record> records;
-      const auto stepped = guard_->step(10ms, records);
+      const bool is_waiting =
+          register_answer_.valid() || link_answer_.valid() || (registers_ && registers_->suspects_tables());
+      const auto stepped = guard_->step(is_waiting ? 10ms : 50ms, records);
       if (stepped) {
         look_at_registers(records);
         look_at_nics(records);

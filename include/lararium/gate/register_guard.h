@@ -13,6 +13,7 @@
 #include "lararium/record/record.h"
 #include "lararium/vm/vcpu.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -47,6 +48,9 @@ public:
   void look(std::span<const VcpuRegisters> vcpus, Clock::time_point now, std::vector<Record> &out);
   // Between looks: whether the page tables that are suspected are a process's after all. Cheap when none is.
   void look_between(Clock::time_point now);
+  [[nodiscard]] bool suspects_tables() const {
+    return std::ranges::any_of(tables_, [](const auto &entry) { return !entry.second.told; });
+  }
 
   [[nodiscard]] const RegisterCounts &counts() const { return counts_; }
 
