@@ -85,8 +85,16 @@ Result<void> MemoryGuard::add_pages(std::vector<GuardedPage> pages) {
   for (GuardedPage &page : pages) {
     const std::uint64_t size = protection_.unit_at(page.frame);
     const Gpa base{page.frame.value / size * size};
-    if (units_.contains(base))
+    if (const auto known = units_.find(base); known != units_.end()) {
+      // In a huge page with others that are compared.
+      Unit &unit = known->second;
+      if (unit.compared && std::ranges::find(unit.pages, page.frame, &GuardedPage::frame) == unit.pages.end()) {
+        unit.before.resize(unit.before.size() + page_size);
+        static_cast<void>(memory_.read(page.frame, std::span(unit.before).last(page_size)));
+        unit.pages.push_back(std::move(page));
+      }
       continue;
+    }
     Unit &unit = fresh[base];
     unit.size = size;
     const bool is_code = page.kind == PageKind::kernel_text || page.kind == PageKind::module_text;
@@ -562,15 +570,9 @@ void MemoryGuard::look_at_modules() {
     return;
   auto pages = find_module_pages(kernel_);
   // Those that are gone: their memory is free.
-  std::vector<Gpa> gone;
-  for (const auto &[base, unit] : units_)
-    for (const GuardedPage &page : unit.pages)
-      if (page.kind == PageKind::module_text && !std::ranges::binary_search(pages, page)) {
-        gone.push_back(base);
-        break;
-      }
-  for (const Gpa base : gone)
-    forget(base);
+  forget_pages([&](const GuardedPage &page) {
+    return page.kind == PageKind::module_text && !std::ranges::binary_search(pages, page);
+  });
   lawful_->learn();
   // Text that is not read-only yet is taken when it is.
   static_cast<void>(add_pages(std::move(pages)));
@@ -580,7 +582,7 @@ void MemoryGuard::look_at_modules() {
 void MemoryGuard::look_at_compared(std::vector<Record> &out) {
   std::array<std::byte, page_size> now_there;
   bool moments_are_fresh = false;
-  std::vector<Gpa> gone;
+  std::vector<Gpa> gone; // frames
   for (auto &[base, unit] : units_) {
     if (!unit.compared)
       continue;
@@ -600,8 +602,8 @@ void MemoryGuard::look_at_compared(std::vector<Record> &out) {
       if (std::ranges::equal(before, now_there))
         continue;
       if (is_gone(page)) {
-        gone.push_back(base);
-        break;
+        gone.push_back(page.frame);
+        continue;
       }
       if (!std::exchange(moments_are_fresh, true))
         lawful_->read_moments();
@@ -610,8 +612,8 @@ void MemoryGuard::look_at_compared(std::vector<Record> &out) {
       judge(unit, page, old, now_there, out);
     }
   }
-  for (const Gpa base : gone)
-    forget(base);
+  if (!gone.empty())
+    forget_pages([&](const GuardedPage &page) { return std::ranges::find(gone, page.frame) != gone.end(); });
 }
 
 // What a compared page is compared with from now on.
@@ -665,6 +667,34 @@ void MemoryGuard::forget(Gpa base) {
   static_cast<void>(protection_.release(base, unit->second.size));
   units_.erase(unit);
   modules_.clear(); // whoever has that memory now may be a module again
+}
+
+// Other pages of the same huge page of the host's stay guarded.
+void MemoryGuard::forget_pages(const std::function<bool(const GuardedPage &)> &is_gone) {
+  std::vector<Gpa> empty;
+  for (auto &[base, unit] : units_) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < unit.pages.size(); ++i) {
+      if (is_gone(unit.pages[i]))
+        continue;
+      if (kept != i) {
+        unit.pages[kept] = std::move(unit.pages[i]);
+        if (unit.compared)
+          std::memcpy(&unit.before[kept * page_size], &unit.before[i * page_size], page_size);
+      }
+      ++kept;
+    }
+    if (kept == unit.pages.size())
+      continue;
+    unit.pages.erase(unit.pages.begin() + static_cast<std::ptrdiff_t>(kept), unit.pages.end());
+    if (unit.compared)
+      unit.before.resize(kept * page_size);
+    modules_.clear(); // whoever has that memory now may be a module again
+    if (kept == 0 || !unit.compared)
+      empty.push_back(base);
+  }
+  for (const Gpa base : empty)
+    forget(base);
 }
 
 void MemoryGuard::release_all() {

@@ -129,6 +129,7 @@ private:
   [[nodiscard]] bool is_gone(const GuardedPage &page);
   void expect_again(const Unlawful &write);
   void forget(Gpa base);
+  void forget_pages(const std::function<bool(const GuardedPage &)> &is_gone);
   void release_all();
   [[nodiscard]] std::string describe(Gva address, const GuardedPage &page);
 
