@@ -14,6 +14,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
   static_cast<void>(parse_block_counters(text));
   static_cast<void>(parse_run_state(text));
   static_cast<void>(parse_host_address(text));
+  static_cast<void>(parse_network_devices(text));
+  static_cast<void>(parse_configured_macs(text));
   const auto blocks = parse_ram_blocks(text);
   const auto view = parse_flat_view(text);
   if (!blocks || !view)

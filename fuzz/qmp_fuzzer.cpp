@@ -1,5 +1,6 @@
 // A stream of QMP, as any server may send it, in pieces of any size.
 #include "lararium/driver/qemu/monitor.h"
+#include "ports.h"
 
 #include <algorithm>
 
@@ -16,7 +17,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     if (!splitter.add(stream.substr(at, step)))
       return 0;
     while (const auto line = splitter.next())
-      static_cast<void>(parse_qmp_message(*line));
+      if (const auto message = parse_qmp_message(*line))
+        static_cast<void>(parse_rx_filters(message->text));
   }
   return 0;
 }

@@ -31,6 +31,10 @@ public:
   void learn();
   // Reads those anew that change all the time. Before each round of judge().
   void read_moments() { sites_.read_moments(*kernel_); }
+  // Whether the kernel says that it changes that place now.
+  [[nodiscard]] bool is_being_patched(Gva address) const {
+    return linux_guest::CodeSites::has(sites_.patching, address);
+  }
   // Of a byte of code that changed. `before` is what stood there and behind it, up to the end of its page at most; what
   // stands there now is read.
   [[nodiscard]] Judgement judge(Gva address, Bytes before);

@@ -23,6 +23,7 @@ constexpr std::size_t banner_bytes = 64;
 constexpr std::uint64_t largest_module_text = 64 << 20;
 constexpr auto registers_limit = 2s;    // then it is told without
 constexpr auto passing_limit_time = 1s; // that int3 may stand where the kernel patches
+constexpr auto longest_passing = 10s;   // and as long as the kernel says that it is at it
 constexpr std::uint64_t descriptor_size = 8, first_own_descriptor = 8, last_own_descriptor = 15;
 
 std::uint64_t host_time() {
@@ -85,8 +86,16 @@ Result<void> MemoryGuard::add_pages(std::vector<GuardedPage> pages) {
   for (GuardedPage &page : pages) {
     const std::uint64_t size = protection_.unit_at(page.frame);
     const Gpa base{page.frame.value / size * size};
-    if (units_.contains(base))
+    if (const auto known = units_.find(base); known != units_.end()) {
+      // In a huge page with others that are compared.
+      Unit &unit = known->second;
+      if (unit.compared && std::ranges::find(unit.pages, page.frame, &GuardedPage::frame) == unit.pages.end()) {
+        unit.before.resize(unit.before.size() + page_size);
+        static_cast<void>(memory_.read(page.frame, std::span(unit.before).last(page_size)));
+        unit.pages.push_back(std::move(page));
+      }
       continue;
+    }
     Unit &unit = fresh[base];
     unit.size = size;
     const bool is_code = page.kind == PageKind::kernel_text || page.kind == PageKind::module_text;
@@ -315,12 +324,12 @@ void MemoryGuard::judge(const Unit &unit, const GuardedPage &page, Bytes before,
                                      {after[at]},
                                      "int3 stays where the kernel only passes",
                                      unit.writer,
-                                     true,
+                                     !unit.compared,
                                      unit.task,
-                                     unit.host_time_ns,
+                                     unit.compared ? host_time() : unit.host_time_ns,
                                      {},
                                      {}},
-                            Clock::now() + passing_limit_time});
+                            Clock::now() + passing_limit_time, Clock::now() + longest_passing});
     } else {
       // All bytes of it that no place explains.
       std::size_t last = at;
@@ -527,7 +536,7 @@ void MemoryGuard::look_at_the_rest(Clock::time_point now, std::vector<Record> &o
   }
   look_at_modules();
   look_at_compared(out);
-  look_at_passing(now, out);
+  look_at_passing(now);
 }
 
 void MemoryGuard::look_at_modules() {
@@ -549,15 +558,9 @@ void MemoryGuard::look_at_modules() {
     return;
   auto pages = find_module_pages(kernel_);
   // Those that are gone: their memory is free.
-  std::vector<Gpa> gone;
-  for (const auto &[base, unit] : units_)
-    for (const GuardedPage &page : unit.pages)
-      if (page.kind == PageKind::module_text && !std::ranges::binary_search(pages, page)) {
-        gone.push_back(base);
-        break;
-      }
-  for (const Gpa base : gone)
-    forget(base);
+  forget_pages([&](const GuardedPage &page) {
+    return page.kind == PageKind::module_text && !std::ranges::binary_search(pages, page);
+  });
   lawful_->learn();
   // Text that is not read-only yet is taken when it is.
   static_cast<void>(add_pages(std::move(pages)));
@@ -567,7 +570,7 @@ void MemoryGuard::look_at_modules() {
 void MemoryGuard::look_at_compared(std::vector<Record> &out) {
   std::array<std::byte, page_size> now_there;
   bool moments_are_fresh = false;
-  std::vector<Gpa> gone;
+  std::vector<Gpa> gone; // frames
   for (auto &[base, unit] : units_) {
     if (!unit.compared)
       continue;
@@ -587,8 +590,8 @@ void MemoryGuard::look_at_compared(std::vector<Record> &out) {
       if (std::ranges::equal(before, now_there))
         continue;
       if (is_gone(page)) {
-        gone.push_back(base);
-        break;
+        gone.push_back(page.frame);
+        continue;
       }
       if (!std::exchange(moments_are_fresh, true))
         lawful_->read_moments();
@@ -597,8 +600,8 @@ void MemoryGuard::look_at_compared(std::vector<Record> &out) {
       judge(unit, page, old, now_there, out);
     }
   }
-  for (const Gpa base : gone)
-    forget(base);
+  if (!gone.empty())
+    forget_pages([&](const GuardedPage &page) { return std::ranges::find(gone, page.frame) != gone.end(); });
 }
 
 // What a compared page is compared with from now on.
@@ -615,33 +618,33 @@ void MemoryGuard::expect_again(const Unlawful &write) {
                             static_cast<std::ptrdiff_t>(i * page_size + (write.address - write.page.address)));
 }
 
-// The kernel writes int3, what is behind it, and then what is to stay; that takes it no second.
-void MemoryGuard::look_at_passing(Clock::time_point now, std::vector<Record> & /*out*/) {
-  std::vector<Passing> due;
-  std::erase_if(passing_, [&](Passing &each) {
-    if (each.due > now)
-      return false;
-    due.push_back(std::move(each));
-    return true;
+// The kernel writes int3, what is behind it, and then what is to stay; that takes it no second, or longer where its
+// CPUs get no time. One that it toggles all the time is seen as something else in between.
+void MemoryGuard::look_at_passing(Clock::time_point now) {
+  if (passing_.empty())
+    return;
+  std::erase_if(passing_, [&](const Passing &each) {
+    std::byte there{};
+    return !memory_.read(each.frame, writable_bytes_of(there)) || there != std::byte{0xcc};
   });
-  if (due.empty())
+  if (std::ranges::none_of(passing_, [&](const Passing &each) { return each.due <= now; }))
     return;
   lawful_->read_moments();
-  for (Passing &each : due) {
-    std::byte there{};
-    if (!memory_.read(each.frame, writable_bytes_of(there)) || there != std::byte{0xcc})
-      continue;
+  std::erase_if(passing_, [&](Passing &each) {
+    if (each.due > now || (each.latest > now && lawful_->is_being_patched(each.address)))
+      return false;
     const std::array<std::byte, 1> before{each.before};
     const Judgement judgement = lawful_->judge(each.address, before);
     if (judgement.lawful && !judgement.passing)
-      continue;
+      return true;
     ++counts_.unlawful;
     each.write.found = now;
     if (unverified_.size() < unverified_limit)
       unverified_.push_back(std::move(each.write));
     else
       ++counts_.left_out;
-  }
+    return true;
+  });
 }
 
 void MemoryGuard::forget(Gpa base) {
@@ -652,6 +655,34 @@ void MemoryGuard::forget(Gpa base) {
   static_cast<void>(protection_.release(base, unit->second.size));
   units_.erase(unit);
   modules_.clear(); // whoever has that memory now may be a module again
+}
+
+// Other pages of the same huge page of the host's stay guarded.
+void MemoryGuard::forget_pages(const std::function<bool(const GuardedPage &)> &is_gone) {
+  std::vector<Gpa> empty;
+  for (auto &[base, unit] : units_) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < unit.pages.size(); ++i) {
+      if (is_gone(unit.pages[i]))
+        continue;
+      if (kept != i) {
+        unit.pages[kept] = std::move(unit.pages[i]);
+        if (unit.compared)
+          std::memcpy(&unit.before[kept * page_size], &unit.before[i * page_size], page_size);
+      }
+      ++kept;
+    }
+    if (kept == unit.pages.size())
+      continue;
+    unit.pages.erase(unit.pages.begin() + static_cast<std::ptrdiff_t>(kept), unit.pages.end());
+    if (unit.compared)
+      unit.before.resize(kept * page_size);
+    modules_.clear(); // whoever has that memory now may be a module again
+    if (kept == 0 || !unit.compared)
+      empty.push_back(base);
+  }
+  for (const Gpa base : empty)
+    forget(base);
 }
 
 void MemoryGuard::release_all() {

@@ -20,7 +20,7 @@ import harness
 from lab.attack import Attacker, Unsupported
 
 TRACING = "/sys/kernel/tracing"
-KILLS = int(os.environ.get("LARARIUM_KILLS", "20"))
+KILLS = int(os.environ.get("LARARIUM_KILLS", "8"))
 
 
 class Monitor:
@@ -105,8 +105,9 @@ class Protect(harness.GuestTest):
         self.assertRegex(fields["symbol"], symbol)
         self.assertNotEqual(fields["expected_bytes"], fields["found_bytes"])
         self.assertEqual(len(fields["found_bytes"]), 2 * fields["size"])
-        if memory.endswith("text"):
-            self.assertIsNone(record["actor"])  # TCG: code is compared
+        # Code is compared under TCG, and so is what shares a huge page of the host's with other memory.
+        if memory.endswith("text") or (memory == "IDT" and self.OPTIONS["backend"] == "hugetlbfs"):
+            self.assertIsNone(record["actor"])
         else:
             self.assertIn(fields["vcpu"], (0, 1))
             # All CPUs stand still for the change: the thread that the kernel has for that on this CPU makes it.
@@ -167,8 +168,10 @@ class Protect(harness.GuestTest):
         steps = {
             "static keys": "for i in 1 2 3; do echo 1 >/proc/sys/kernel/sched_schedstats; sleep 0.4; "
                            "echo 0 >/proc/sys/kernel/sched_schedstats; sleep 0.4; done",
-            "kprobes": f"cd {TRACING}; echo 'p:a vfs_read' >kprobe_events; echo 'p:b kernel_clone+11' >>kprobe_events; "
-                       "echo 'p:c vfs_write+20' >>kprobe_events; echo 'r:d do_filp_open' >>kprobe_events; "
+            # Behind a function's entry, where an instruction begins: the first offset that is accepted.
+            "kprobes": f"cd {TRACING}; echo 'p:a vfs_read' >kprobe_events; for f in kernel_clone vfs_write; do "
+                       "for i in $(seq 5 30); do echo \"p:$f $f+$i\" 2>/dev/null >>kprobe_events && break; done; done; "
+                       "echo 'r:d do_filp_open' >>kprobe_events; "
                        "echo 1 >events/kprobes/enable; ls / >/dev/null; sleep 1; echo 0 >events/kprobes/enable; "
                        "echo >kprobe_events; true",
             "tracepoints": f"cd {TRACING}; echo 1 >events/sched/enable; echo 1 >events/syscalls/enable; ls >/dev/null; "

@@ -125,10 +125,11 @@ private:
   void look_at_the_rest(Clock::time_point now, std::vector<Record> &out);
   void look_at_modules();
   void look_at_compared(std::vector<Record> &out);
-  void look_at_passing(Clock::time_point now, std::vector<Record> &out);
+  void look_at_passing(Clock::time_point now);
   [[nodiscard]] bool is_gone(const GuardedPage &page);
   void expect_again(const Unlawful &write);
   void forget(Gpa base);
+  void forget_pages(const std::function<bool(const GuardedPage &)> &is_gone);
   void release_all();
   [[nodiscard]] std::string describe(Gva address, const GuardedPage &page);
 
@@ -142,7 +143,7 @@ private:
     Gva address;
     std::byte before;
     Unlawful write;
-    Clock::time_point due;
+    Clock::time_point due, latest;
   };
 
   OperatingSystem &system_;

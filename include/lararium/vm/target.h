@@ -3,6 +3,7 @@
 
 #include "lararium/vm/breakpoints.h"
 #include "lararium/vm/code_writer.h"
+#include "lararium/vm/nics.h"
 #include "lararium/vm/physical_memory.h"
 #include "lararium/vm/protection.h"
 #include "lararium/vm/run_control.h"
@@ -83,6 +84,7 @@ struct Target {
   std::unique_ptr<Protector> protector;    // null: memory cannot be protected
   std::unique_ptr<CodeWriter> code_writer; // null: code cannot be changed
   std::unique_ptr<Debugger> debugger;      // null: no breakpoints
+  std::unique_ptr<Nics> nics;              // null: nothing is told of network interfaces
   TargetHints hints;
   std::vector<std::string> limitations; // sentences: what is missing here, and why
 };

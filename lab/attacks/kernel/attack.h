@@ -20,7 +20,7 @@ struct attack {
 
 // Ended by an entry with no name.
 extern struct attack attack_system_calls[], attack_text[], attack_modules[], attack_processes[], attack_handlers[],
-    attack_defences[], attack_credentials[], attack_bpf[], attack_gate[];
+    attack_defences[], attack_credentials[], attack_bpf[], attack_registers[], attack_gate[];
 
 // A symbol of the kernel's, exported or not, or NULL.
 void *attack_symbol(const char *name);

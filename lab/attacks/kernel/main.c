@@ -16,7 +16,7 @@ MODULE_PARM_DESC(lookup, "address of kallsyms_lookup_name, as /proc/kallsyms say
 
 static struct attack *const themes[] = {attack_system_calls, attack_text,     attack_modules,    attack_processes,
 					attack_handlers,     attack_defences, attack_credentials, attack_bpf,
-					attack_gate};
+					attack_registers,    attack_gate};
 static DEFINE_MUTEX(lock);
 static struct proc_dir_entry *control;
 

@@ -199,6 +199,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
     target.run_control = make_run_control(session);
     target.code_writer = make_code_writer(session);
     target.debugger = make_debugger(session);
+    target.nics = make_nics(session);
   } else {
     target.limitations.emplace_back("without a monitor there are no registers, and the guest cannot be paused");
     target.limitations.emplace_back("without a monitor disks are not counted, and vCPUs only when their threads are "

@@ -263,6 +263,23 @@ public:
     return events;
   }
 
+  Result<bool> wait_for_events(std::chrono::milliseconds limit) override {
+    if (broken_)
+      return fail(ErrorCode::protocol, fmt::format("{} answered wrongly before", name_));
+    received_ = 0;
+    for (const auto deadline = Clock::now() + limit; events_.empty();) {
+      // What is no event here answers nothing that was asked.
+      const auto message = next_message(deadline, true);
+      if (!message && message.error().code == ErrorCode::timeout)
+        return false;
+      if (!message) {
+        broken_ = true;
+        return wrap(Error(message.error()), name_);
+      }
+    }
+    return true;
+  }
+
 private:
   QmpMonitor(Connection connection, MonitorTimeouts timeouts, std::string name)
       : connection_(std::move(connection)), timeouts_(timeouts), name_(std::move(name)) {}
@@ -297,7 +314,8 @@ private:
     }
   }
 
-  Result<QmpMessage> next_message(Clock::time_point deadline) {
+  // Events are kept; with `or_event` one ends the wait, too.
+  Result<QmpMessage> next_message(Clock::time_point deadline, bool or_event = false) {
     while (true) {
       if (const auto line = splitter_.next()) {
         TRY_ASSIGN(auto message, parse_qmp_message(*line));
@@ -306,6 +324,8 @@ private:
         if (events_.size() == max_kept_events)
           events_.pop_front();
         events_.push_back(*line);
+        if (or_event)
+          return message;
         continue;
       }
       TRY_ASSIGN(const auto bytes, connection_.receive(deadline));
@@ -474,6 +494,10 @@ Result<std::unique_ptr<Monitor>> open_free_monitor(const MonitorRoute &route, Mo
 }
 
 } // namespace
+
+Result<bool> Monitor::wait_for_events(std::chrono::milliseconds /*limit*/) {
+  return fail(ErrorCode::unsupported, "a human monitor tells of no events");
+}
 
 Result<std::unique_ptr<Monitor>> open_monitor(const MonitorRoute &route, MonitorTimeouts timeouts) {
   return MonitorAccess({route}, timeouts).open();

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <fmt/format.h>
+#include <utility>
 
 namespace lararium::qemu {
 namespace {
@@ -12,6 +13,7 @@ constexpr std::size_t max_blocks = 1 << 16;
 constexpr std::size_t max_ranges = 1 << 18;
 constexpr std::size_t max_vcpus = 1 << 13;
 constexpr std::size_t max_disks = 1 << 12;
+constexpr std::size_t max_devices = 1 << 10;
 
 std::string_view next_line(std::string_view &text) {
   auto line = text.substr(0, text.find('\n'));
@@ -321,6 +323,76 @@ std::vector<BlockCounters> parse_block_counters(std::string_view text) {
     counters.write_operations = value("wr_operations");
     result.push_back(std::move(counters));
   }
+  return result;
+}
+
+std::vector<NetworkDevice> parse_network_devices(std::string_view text) {
+  std::vector<NetworkDevice> result;
+  bool is_device = false;
+  while (!text.empty() && result.size() < max_devices) {
+    // "net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56", and under it " \\ tap0:
+    // index=0,type=tap,..."
+    const auto line = next_line(text);
+    const auto colon = line.find(": ");
+    if (colon == std::string_view::npos)
+      continue;
+    const auto words = words_of(line.substr(0, colon), 2);
+    const auto facts = line.substr(colon + 2);
+    const auto fact = [&](std::string_view key) {
+      for (std::size_t at = 0; at < facts.size();) {
+        const auto end = std::min(facts.find(',', at), facts.size());
+        if (const auto each = facts.substr(at, end - at); each.starts_with(key))
+          return std::string(each.substr(key.size()));
+        at = end + 1;
+      }
+      return std::string();
+    };
+    if (words.size() == 2 && words[0] == "\\") {
+      if (is_device && result.back().peer.empty())
+        result.back().peer = words[1];
+      continue;
+    }
+    is_device = words.size() == 1 && fact("type=") == "nic";
+    if (!is_device)
+      continue;
+    NetworkDevice device{std::string(words[0]), fact("model="), fact("macaddr="), {}};
+    // One with several queues is listed once for each.
+    const auto known = std::ranges::find(result, device.name, &NetworkDevice::name);
+    if (known == result.end())
+      result.push_back(std::move(device));
+    else
+      std::rotate(known, known + 1, result.end()); // whose peer comes next
+  }
+  return result;
+}
+
+std::vector<ConfiguredMac> parse_configured_macs(std::string_view text) {
+  std::vector<ConfiguredMac> result;
+  std::string mac, peer;
+  const auto finish = [&] {
+    if (!mac.empty() && !peer.empty() && result.size() < max_devices)
+      result.push_back({std::exchange(peer, {}), std::exchange(mac, {})});
+    mac.clear();
+    peer.clear();
+  };
+  while (!text.empty()) {
+    // "dev: virtio-net-device, id \"\"", and indented under it "mac = \"52:54:00:12:34:56\"", "netdev = \"net0\""
+    const auto line = next_line(text);
+    const auto words = words_of(line, 3);
+    if (!words.empty() && (words[0] == "dev:" || words[0] == "bus:")) {
+      finish();
+      continue;
+    }
+    if (words.size() != 3 || words[1] != "=" || words[2].size() < 2 || !words[2].starts_with('"') ||
+        !words[2].ends_with('"'))
+      continue;
+    const auto value = words[2].substr(1, words[2].size() - 2);
+    if (words[0] == "mac")
+      mac = value;
+    else if (words[0] == "netdev")
+      peer = value;
+  }
+  finish();
   return result;
 }
 

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,11 @@ struct Session {
 [[nodiscard]] std::unique_ptr<RunControl> make_run_control(std::shared_ptr<Session> session);
 [[nodiscard]] std::unique_ptr<Statistics> make_statistics(std::shared_ptr<Session> session);
 [[nodiscard]] std::unique_ptr<Liveness> make_liveness(std::shared_ptr<Session> session);
+[[nodiscard]] std::unique_ptr<Nics> make_nics(std::shared_ptr<Session> session);
+
+// The receive filters of NICs, as QMP's query-rx-filter gives them: by name whether they are promiscuous. One that no
+// driver of the guest's controls takes everything until one does: it is left out. Pure, for tests and fuzzers.
+[[nodiscard]] std::vector<std::pair<std::string, bool>> parse_rx_filters(std::string_view json_text);
 
 // The state that a monitor tells.
 [[nodiscard]] Result<RunState> ask_state(Monitor &monitor);

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/vfs.h>
 #include <unistd.h>
+#include <unordered_set>
 
 namespace lararium::qemu {
 namespace {
@@ -80,13 +81,19 @@ public:
       if (region.kind == Kind::unusable)
         return fail(ErrorCode::unsupported, fmt::format("the host cannot hold writes to RAM block {}", region.block));
       TRY(register_pieces(region, host, length));
-      return set(host, length, UFFDIO_WRITEPROTECT_MODE_WP);
+      TRY(set(host, length, UFFDIO_WRITEPROTECT_MODE_WP));
+      for (std::uint64_t at = 0; at < length; at += region.unit)
+        protected_.insert(host.value + at);
+      return {};
     });
   }
 
   Result<void> release(Gpa base, std::uint64_t size) override {
-    return for_each_part(base, size,
-                         [&](const Region &, Hva host, std::uint64_t length) { return set(host, length, 0); });
+    return for_each_part(base, size, [&](const Region &region, Hva host, std::uint64_t length) -> Result<void> {
+      for (std::uint64_t at = 0; at < length; at += region.unit)
+        protected_.erase(host.value + at);
+      return set(host, length, 0);
+    });
   }
 
   Result<std::size_t> wait(std::span<WriteFault> out, std::chrono::microseconds timeout) override {
@@ -295,24 +302,32 @@ private:
     return {};
   }
 
-  // Private memory can be written through QEMU's own mapping alone, where our write would wait for ourselves: the pages
-  // are open for its length (two system calls), and those who wait are not woken by that.
+  // Private memory can be written through QEMU's own mapping alone, where our write would wait for ourselves: a page
+  // that is protected is open for its length (two system calls), and those who wait are not woken by that.
   Result<void> overwrite_private(const Region &region, Hva host, Bytes bytes) const {
-    const std::uint64_t begin = host.value / region.unit * region.unit,
-                        end = (host.value + bytes.size() + region.unit - 1) / region.unit * region.unit;
-    TRY(set(Hva{begin}, end - begin, UFFDIO_WRITEPROTECT_MODE_DONTWAKE));
-    const auto written = ::pwrite(memory_.get(), bytes.data(), bytes.size(), static_cast<off_t>(host.value));
-    const int error = errno;
-    TRY(set(Hva{begin}, end - begin, UFFDIO_WRITEPROTECT_MODE_WP));
-    if (written != static_cast<ssize_t>(bytes.size()))
-      return fail_errno("cannot write to the VM's memory", error);
+    while (!bytes.empty()) {
+      const std::uint64_t unit = host.value / region.unit * region.unit;
+      const Bytes part = bytes.first(std::min<std::uint64_t>(bytes.size(), unit + region.unit - host.value));
+      const bool is_protected = protected_.contains(unit);
+      if (is_protected)
+        TRY(set(Hva{unit}, region.unit, UFFDIO_WRITEPROTECT_MODE_DONTWAKE));
+      const auto written = ::pwrite(memory_.get(), part.data(), part.size(), static_cast<off_t>(host.value));
+      const int error = errno;
+      if (is_protected)
+        TRY(set(Hva{unit}, region.unit, UFFDIO_WRITEPROTECT_MODE_WP));
+      if (written != static_cast<ssize_t>(part.size()))
+        return fail_errno("cannot write to the VM's memory", error);
+      host += part.size();
+      bytes = bytes.subspan(part.size());
+    }
     return {};
   }
 
   UniqueFd descriptor_, memory_, pidfd_;
   std::vector<Region> regions_; // by base
   VcpuThreads threads_;
-  std::set<std::uint64_t> registered_; // beginnings of pieces
+  std::set<std::uint64_t> registered_;          // beginnings of pieces
+  std::unordered_set<std::uint64_t> protected_; // beginnings of units
   std::map<Gpa, std::byte *> in_place_;
   bool exact_ = false, translates_ = false;
 };

@@ -1,5 +1,6 @@
 #include "lararium/gate/memory_guard.h"
 
+#include "no_system.h"
 #include "small_kernel.h"
 
 #include <gtest/gtest.h>
@@ -9,48 +10,8 @@ namespace {
 
 using namespace std::chrono_literals;
 using test::code;
+using test::NoSystem;
 using test::SmallKernel;
-
-// Of an operating system the guard wants its symbols and the processes alone.
-class NoSystem final : public OperatingSystem {
-public:
-  explicit NoSystem(SmallKernel &guest) : guest_(guest) {}
-  void refresh() override { guest_.kernel->space().flush(); }
-  std::optional<std::pair<KernelSymbol, std::uint64_t>> symbolize(Gva address) override {
-    const auto symbol = guest_.kernel->profile().nearest(address - SmallKernel::base);
-    if (!symbol)
-      return std::nullopt;
-    return std::pair(KernelSymbol{SmallKernel::base + symbol->value, std::string(symbol->name), 'T', {}},
-                     address - SmallKernel::base - symbol->value);
-  }
-  Result<View<Process>> processes(const ProcessQuery &) override { return none(); }
-  Result<SystemInfo> info() override { return none(); }
-  Result<Pulse> pulse() override { return none(); }
-  Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return none(); }
-  Result<View<MemoryRegion>> memory_regions(std::int32_t) override { return none(); }
-  Result<View<OpenFile>> open_files(std::optional<std::int32_t>) override { return none(); }
-  Result<View<std::string>> environment(std::int32_t) override { return none(); }
-  Result<View<KernelModule>> modules() override { return none(); }
-  Result<View<Socket>> sockets() override { return none(); }
-  Result<View<Mount>> mounts(std::optional<std::int32_t>) override { return none(); }
-  Result<View<NetworkInterface>> interfaces() override { return none(); }
-  Result<View<LogRecord>> kernel_log() override { return none(); }
-  Result<BpfView> bpf() override { return none(); }
-  ViewStatus for_each_symbol(const std::function<bool(const KernelSymbol &)> &) override { return {}; }
-  std::optional<KernelSymbol> find_symbol(std::string_view) override { return std::nullopt; }
-  std::size_t read_kernel(Gva, std::span<std::byte>) override { return 0; }
-  Result<std::size_t> read_process(std::int32_t, Gva, std::span<std::byte>) override { return none(); }
-  Result<ProcessImage> process_image(std::int32_t) override { return none(); }
-  Result<CachedFile> recover_file(std::string_view,
-                                  const std::function<Result<void>(std::uint64_t, Bytes)> &) override {
-    return none();
-  }
-  std::string crash_information() override { return {}; }
-
-private:
-  static std::unexpected<Error> none() { return fail(ErrorCode::not_found, "nothing"); }
-  SmallKernel &guest_;
-};
 
 class MemoryGuardTest : public ::testing::Test {
 protected:
@@ -79,7 +40,7 @@ protected:
   }
 
   SmallKernel guest;
-  NoSystem system{guest};
+  NoSystem system{*guest.kernel};
   FakeProtection protection{guest.memory};
   std::unique_ptr<MemoryGuard> guard;
   std::optional<Error> last_error;

@@ -28,7 +28,8 @@ public:
   static constexpr Gva base{0xffffffff81000000};
   static constexpr std::uint64_t text = 0, text_end = 0x3000, rodata = 0x4000, rodata_end = 0x6000;
   static constexpr std::uint64_t static_call = 0x100, other_function = 0x200, lock = 0x300, trampoline = 0x400,
-                                 next_page_call = 0x1ffd;              // across a page's end
+                                 next_page_call = 0x1ffd; // across a page's end
+  static constexpr std::uint64_t system_call_entry = 0x280, pinned = 0x9800, idt = 0x8000;
   static constexpr std::uint64_t probe_table = 0x9000, probe = 0x9400; // the first bucket's only one
 
   SmallKernel() : memory(ram), tables(memory, Gpa{0x1000}) {
@@ -69,7 +70,10 @@ public:
     symbol("sys_call_table", 0x5000);
     symbol("__end_rodata", rodata_end);
     symbol("linux_banner", 0x7000);
-    symbol("idt_table", 0x8000);
+    symbol("idt_table", idt);
+    symbol("entry_SYSCALL_64", system_call_entry);
+    symbol("cr4_pinned_bits", pinned);
+    memory.write_value(Gpa{image + pinned}, std::uint64_t{3 << 20}); // SMEP, SMAP
     symbol("kprobe_table", probe_table);
     LayoutText types(R"(hlist_node: next ptr, pprev ptr
 kprobe: hlist hlist_node, addr ptr, opcode u8

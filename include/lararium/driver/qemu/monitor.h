@@ -61,6 +61,8 @@ public:
   [[nodiscard]] virtual std::string version() const = 0;
   // Events that came between answers, as JSON text, oldest first; at most max_kept_events are kept.
   [[nodiscard]] virtual std::vector<std::string> take_events() { return {}; }
+  // Waits until there are events, or the time is over; whether there are. `unsupported`: a human monitor has none.
+  [[nodiscard]] virtual Result<bool> wait_for_events(std::chrono::milliseconds limit);
 };
 
 // Connects and shakes hands. `timeout` when the monitor is held by another client: the message then says so.

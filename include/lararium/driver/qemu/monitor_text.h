@@ -62,6 +62,22 @@ struct HostAddress {
 // A value of QMP's RunState, as query-status has it.
 [[nodiscard]] RunState run_state_of(std::string_view name);
 
+// A network device of the guest's and what it is connected to, as `info network` lists them.
+struct NetworkDevice {
+  std::string name, model, mac;
+  std::string peer; // empty: connected to nothing
+
+  bool operator==(const NetworkDevice &) const = default;
+};
+[[nodiscard]] std::vector<NetworkDevice> parse_network_devices(std::string_view text);
+// The addresses that devices were configured with (`info qtree`), each with what the device is connected to.
+struct ConfiguredMac {
+  std::string peer, mac;
+
+  bool operator==(const ConfiguredMac &) const = default;
+};
+[[nodiscard]] std::vector<ConfiguredMac> parse_configured_macs(std::string_view text);
+
 // Which ranges are the guest's RAM: main memory, NUMA nodes and DIMMs, whatever of it is write-protected at the moment
 // (the shadowed BIOS), but no device's memory and no firmware image. Neighbours that continue each other are joined.
 [[nodiscard]] Result<std::vector<BlockRange>> main_memory(const std::vector<RamBlock> &blocks,

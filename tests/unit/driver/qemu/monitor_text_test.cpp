@@ -1,6 +1,7 @@
 #include "lararium/driver/qemu/monitor_text.h"
 
 #include "lararium/driver/qemu/monitor.h"
+#include "ports.h"
 #include "recorded.h"
 
 namespace lararium::qemu {
@@ -147,6 +148,53 @@ TEST(MonitorText, OverlappingOrOversizedRangesAreRefused) {
   ASSERT_EQ(view->size(), 1u);
   EXPECT_EQ(view->front().offset, 0x1000u);
   EXPECT_FALSE(main_memory({{.name = "ram", .page_size = 4096, .used = 0x2000, .host = {}}}, *view));
+}
+
+TEST(NetworkDevices, OfInfoNetwork) {
+  const auto devices = parse_network_devices("e1000e.0: index=0,type=nic,model=e1000e,macaddr=52:54:00:12:34:56\r\n"
+                                             " \\ #net029: index=0,type=user,net=10.0.2.0,restrict=off\r\n"
+                                             "two: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:57\n"
+                                             " \\ tap0: index=0,type=tap,fd=3\n"
+                                             "two: index=1,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:57\n"
+                                             " \\ tap0: index=1,type=tap,fd=4\n"
+                                             "alone: index=0,type=user,net=10.0.2.0,restrict=off\n"
+                                             "unplugged: index=0,type=nic,model=rtl8139,macaddr=52:54:00:12:34:58\n");
+  const std::vector<NetworkDevice> expected{{"e1000e.0", "e1000e", "52:54:00:12:34:56", "#net029"},
+                                            {"two", "virtio-net-pci", "52:54:00:12:34:57", "tap0"},
+                                            {"unplugged", "rtl8139", "52:54:00:12:34:58", ""}};
+  EXPECT_EQ(devices, expected);
+  EXPECT_TRUE(parse_network_devices("").empty());
+  EXPECT_TRUE(parse_network_devices(" \\ net0: index=0,type=user\n: type=nic\n").empty());
+}
+
+TEST(NetworkDevices, AddressesThatTheyWereGiven) {
+  const auto configured = parse_configured_macs("bus: main-system-bus\n"
+                                                "      dev: virtio-net-pci, id \"\"\n"
+                                                "        bus: virtio-bus\n"
+                                                "          dev: virtio-net-device, id \"\"\n"
+                                                "            mac = \"52:54:00:12:34:57\"\n"
+                                                "            netdev = \"net0\"\n"
+                                                "            speed = -1 (0xffffffffffffffff)\n"
+                                                "      dev: e1000e, id \"\"\n"
+                                                "        mac = \"52:54:00:12:34:56\"\n"
+                                                "        netdev = \"#net086\"\n"
+                                                "      dev: unplugged, id \"\"\n"
+                                                "        mac = \"52:54:00:12:34:58\"\n"
+                                                "        netdev = \"\"\n"
+                                                "      dev: last, id \"\"\n");
+  const std::vector<ConfiguredMac> expected{{"net0", "52:54:00:12:34:57"}, {"#net086", "52:54:00:12:34:56"}};
+  EXPECT_EQ(configured, expected);
+}
+
+TEST(NetworkDevices, FiltersOfThoseThatAreControlled) {
+  const auto filters = parse_rx_filters(R"([
+    {"promiscuous": true, "name": "reset", "main-mac": "52:54:00:12:34:57", "unicast": "normal", "vlan": "all"},
+    {"promiscuous": true, "name": "listening", "vlan": "none"}, {"promiscuous": false, "name": "quiet", "vlan": "normal"},
+    {"promiscuous": false, "name": "old", "vlan": "all"}, {"name": "lame"}, 7])");
+  const std::vector<std::pair<std::string, bool>> expected{{"listening", true}, {"quiet", false}, {"old", false}};
+  EXPECT_EQ(filters, expected);
+  EXPECT_TRUE(parse_rx_filters("{").empty());
+  EXPECT_TRUE(parse_rx_filters("{}").empty());
 }
 
 } // namespace

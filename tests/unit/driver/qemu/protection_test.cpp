@@ -199,6 +199,24 @@ TEST_P(ProtectionTest, OverwritesWhatIsProtected) {
   EXPECT_TRUE(Victim::until([&] { return victim.board().writes == 1; }));
 }
 
+// What is not protected is written to, too, and does not become so: it may be code that must not be held.
+TEST_P(ProtectionTest, OverwritesWhatIsNotProtected) {
+  NEEDS_ROOT();
+  const Victim victim(GetParam());
+  const auto process = Process::open(victim.pid());
+  auto start = begin_protection(*process, victim.regions(), {});
+  ASSERT_TRUE(start) << start.error().describe();
+  constexpr std::array<std::byte, 2> bytes{std::byte{7}, std::byte{8}};
+  for (const bool some_is : {false, true}) {
+    if (some_is) {
+      ASSERT_TRUE(start->protection->protect(Gpa{4 * page_size}, page_size));
+    }
+    ASSERT_TRUE(start->protection->overwrite(Gpa{4 * page_size - 1}, bytes));
+    victim.board().write_requests = victim.board().write_requests + 1; // to the page before
+    EXPECT_TRUE(Victim::until([&] { return victim.board().writes == victim.board().write_requests; }));
+  }
+}
+
 TEST_P(ProtectionTest, EndsWithItsHolder) {
   NEEDS_ROOT();
   const Victim victim(GetParam());

@@ -248,7 +248,7 @@ signal_struct: thread_head list_head, nr_threads u32, utime u64, stime u64, pids
 thread_info: cpu u32
 sched_entity: sum_exec_runtime u64
 thread_struct: fsbase u64, gsbase u64, fsindex u16, gsindex u16, ds u16, es u16
-task_struct: thread_info thread_info, stack ptr, flags u32, on_cpu u32, se sched_entity, tasks list_head, mm ptr, pid u32, tgid u32, real_parent ptr, thread_node list_head, thread_pid ptr, utime u64, stime u64, start_boottime u64, real_cred ptr, comm u8[16], fs ptr, files ptr, nsproxy ptr, signal ptr, __state u32, exit_state u32, static_prio u32, thread thread_struct
+task_struct: thread_info thread_info, stack ptr, flags u32, on_cpu u32, se sched_entity, tasks list_head, mm ptr, active_mm ptr, pid u32, tgid u32, real_parent ptr, thread_node list_head, thread_pid ptr, utime u64, stime u64, start_boottime u64, real_cred ptr, comm u8[16], fs ptr, files ptr, nsproxy ptr, signal ptr, __state u32, exit_state u32, static_prio u32, thread thread_struct
 pt_regs: words u64[21]
 )";
     const auto replace = [&](std::string_view what, std::string_view by) {
