@@ -3,12 +3,14 @@
 #include "lararium/base/unique_fd.h"
 #include "lararium/driver/dump.h"
 #include "lararium/driver/qemu.h"
+#include "lararium/driver/qemu/guest_agent.h"
 #include "lararium/driver/replay.h"
 #include "lararium/os/linux.h"
 #include "lararium/symbols/isf.h"
 #include "output.h"
 #include "process_core.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
@@ -169,6 +171,14 @@ public:
     if (::close(file.release()) != 0)
       return fail_errno(fmt::format("cannot write {}", path), errno);
     return {};
+  }
+
+  Result<std::string> ask_guest_agent(const std::string &socket, std::string_view script,
+                                      const AskLimits &limits) override {
+    qemu::AgentLimits agent;
+    agent.time = limits.time;
+    agent.bytes = std::min(agent.bytes, limits.bytes);
+    return qemu::run_in_guest(socket, script, agent);
   }
 
 private:

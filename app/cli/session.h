@@ -2,6 +2,8 @@
 // are; all else works on Target and OperatingSystem.
 #pragma once
 
+#include "ask_guest.h"
+
 #include "lararium/os/common/operating_system.h"
 #include "lararium/symbols/profile.h"
 #include "lararium/vm/target.h"
@@ -80,6 +82,9 @@ public:
   [[nodiscard]] virtual Result<CoreSummary> write_process_core(OperatingSystem &system, std::int32_t pid,
                                                                const std::string &path, const CoreOptions &options) = 0;
   [[nodiscard]] virtual Result<void> export_isf(const Profile &profile, const std::string &path) = 0;
+  // What this shell script prints in the guest whose QEMU guest agent has its serial port at that socket.
+  [[nodiscard]] virtual Result<std::string> ask_guest_agent(const std::string &socket, std::string_view script,
+                                                            const AskLimits &limits) = 0;
 };
 
 // The machine that this program runs on.

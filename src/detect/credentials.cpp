@@ -86,14 +86,15 @@ public:
   Result<void> look(const Scene &scene, Findings &findings) override {
     const Kernel &kernel = scene.kernel();
     TRY_ASSIGN(const Layout *layout, kernel.layout<Layout>());
-    ViewStatus status;
-    TRY_ASSIGN(const auto tasks, linux_guest::list_tasks(kernel, true, status));
+    const auto &tasks = scene.tasks();
+    if (!tasks)
+      return std::unexpected(tasks.error());
     Look look{scene, kernel, *layout, findings, kernel.symbol("init_user_ns").value_or(Gva{}), {}, 0, {},
               {},    {},     {},      {}};
     look.first_cred = kernel.symbol("init_cred").value_or(Gva{});
     if (look.first_cred)
       look.all = kernel.read_field(look.first_cred, layout->permitted).value_or(0);
-    for (const auto &entry : tasks)
+    for (const auto &entry : tasks->items)
       look.see(entry);
     for (const auto &subject : look.tasks)
       look.judge(subject, memory_);

@@ -1,6 +1,7 @@
 // Processes that have their files and connections worked on through io_uring, where nothing that watches system calls
 // sees it, and sockets that only a ring holds, where no list of open files shows them.
 
+#include "handler.h"
 #include "lararium/detect/check.h"
 #include "lararium/os/linux/list.h"
 #include "lararium/os/linux/tasks.h"
@@ -22,6 +23,8 @@ using linux_guest::TaskEntry;
 
 constexpr std::size_t user_limit = 256;          // processes with rings
 constexpr std::size_t ring_limit = 1024;         // of one task
+constexpr std::size_t ring_budget = 1 << 18;     // of all: crafted tasks share one tree of rings
+constexpr std::size_t walk_budget = 1 << 20;     // tasks that are met in walks for one process each
 constexpr std::uint64_t slot_limit = 1 << 15;    // IORING_MAX_FIXED_FILES of before 5.18; more are not looked at
 constexpr std::uint64_t ring_is_polled = 1 << 1; // IORING_SETUP_SQPOLL, uapi/linux/io_uring.h
 constexpr std::uint64_t files_per_table = 512;   // IORING_MAX_FILES_TABLE
@@ -94,11 +97,13 @@ public:
     const Layout &f = *layout;
     if (!f.tasks_rings || !f.xarray || !f.rings || !f.head || !f.flags)
       return {}; // no such thing in this kernel
-    ViewStatus status;
-    TRY_ASSIGN(const auto tasks, linux_guest::list_tasks(kernel, true, status));
+    const auto &tasks = scene.tasks();
+    if (!tasks)
+      return std::unexpected(tasks.error());
     TRY_ASSIGN(const auto xarray, linux_guest::XarrayReader::create(kernel));
     std::map<std::int32_t, RingUser> users;
-    for (const TaskEntry &task : tasks) {
+    Budget budget(ring_budget);
+    for (const TaskEntry &task : tasks->items) {
       const auto rings = kernel.read_pointer(task.task, *f.tasks_rings);
       if (!rings || !*rings || !kernel.is_kernel_address(*rings))
         continue;
@@ -109,13 +114,13 @@ public:
                                               : std::nullopt;
         if (!entry.is_value && context && kernel.is_kernel_address(*context))
           user.rings.insert(*context);
-        return true;
+        return budget.take();
       });
     }
     std::erase_if(users, [](const auto &entry) { return entry.second.rings.empty(); });
     if (users.empty())
       return {};
-    for (const TaskEntry &task : tasks)
+    for (const TaskEntry &task : tasks->items)
       if (const auto user = users.find(task.tgid); user != users.end())
         count(kernel, f, task, user->second);
     TRY_ASSIGN(const auto sockets, scene.sockets());
@@ -125,7 +130,7 @@ public:
         for (const SocketOwner &owner : socket.owners)
           ++connections[owner.pid];
     // Each costs a walk through all tasks: more than a few are made up, or a crowd that is alike.
-    std::size_t left = user_limit;
+    std::size_t left = std::min(user_limit, walk_budget / std::max<std::size_t>(tasks->items.size(), 1) + 1);
     for (const auto &[pid, user] : users)
       if (left-- != 0)
         report(scene, f, pid, user, connections[pid], findings);

@@ -29,9 +29,10 @@ public:
     TRY(layout.check());
     const auto takes_works = kernel.symbol("kthread_worker_fn");
     Budget budget(work_limit);
-    ViewStatus status;
-    TRY_ASSIGN(const auto tasks, linux_guest::list_tasks(kernel, true, status));
-    for (const auto &entry : tasks) {
+    const auto &tasks = scene.tasks();
+    if (!tasks)
+      return std::unexpected(tasks.error());
+    for (const auto &entry : tasks->items) {
       if ((kernel.read_field(entry.task, flags).value_or(0) & kernel_thread_flag) == 0)
         continue;
       const auto thread = kernel.read_pointer(entry.task, own);

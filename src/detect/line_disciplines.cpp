@@ -63,11 +63,10 @@ private:
   // Those of /dev/pts are in no driver's array: they are seen by who uses them.
   void look_at_controlling_terminals() {
     const auto signals = layout_.optional("task_struct", "signal"), terminal = layout_.optional("signal_struct", "tty");
-    ViewStatus status;
-    const auto tasks = linux_guest::list_tasks(kernel_, false, status);
+    const auto &tasks = scene_.tasks();
     if (!signals || !terminal || !tasks)
       return;
-    for (const auto &entry : *tasks)
+    for (const auto &entry : tasks->items)
       if (const auto shared = kernel_.read_pointer(entry.task, *signals); shared && kernel_.is_kernel_address(*shared))
         if (const auto own = kernel_.read_pointer(*shared, *terminal))
           look_at_terminal(*own);

@@ -59,7 +59,7 @@ public:
       return;
     if (const auto symbol = kernel_.symbol("ptp_insns"))
       add(kernel_.read_pointer(*symbol));
-    from_tasks(layout);
+    from_tasks(scene, layout);
     from_sockets(scene, layout);
   }
   [[nodiscard]] std::vector<Range> take() { return std::move(ranges_); }
@@ -77,18 +77,17 @@ private:
       ranges_.push_back({*code, *code + *length});
   }
 
-  void from_tasks(LayoutResolver &layout) {
+  void from_tasks(const Scene &scene, LayoutResolver &layout) {
     const auto filter = layout.optional("task_struct", "seccomp.filter");
     const auto program = layout.optional("seccomp_filter", "prog"),
                previous = layout.optional("seccomp_filter", "prev");
     if (!filter || !program || !previous)
       return;
-    ViewStatus status;
-    const auto tasks = linux_guest::list_tasks(kernel_, true, status);
+    const auto &tasks = scene.tasks();
     if (!tasks)
       return;
     std::set<Gva> known;
-    for (const auto &entry : *tasks) {
+    for (const auto &entry : tasks->items) {
       auto current = kernel_.read_pointer(entry.task, *filter);
       while (current && kernel_.is_kernel_address(*current) && known.size() < program_limit &&
              known.insert(*current).second) {
@@ -100,10 +99,10 @@ private:
 
   void from_sockets(const Scene &scene, LayoutResolver &layout) {
     const auto filter = layout.optional("sock", "sk_filter"), program = layout.optional("sk_filter", "prog");
-    const auto sockets = scene.system().sockets();
+    const auto sockets = scene.sockets();
     if (!filter || !program || !sockets)
       return;
-    for (const Socket &socket : sockets->items)
+    for (const Socket &socket : *sockets)
       if (const auto own = kernel_.read_pointer(socket.socket, *filter); own && kernel_.is_kernel_address(*own))
         add(kernel_.read_pointer(*own, *program));
   }

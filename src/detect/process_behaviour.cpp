@@ -149,10 +149,11 @@ private:
                group = layout.optional("task_struct", "tgid");
     if (!traced || !parent || !real_parent || !group)
       return {};
-    ViewStatus status;
-    TRY_ASSIGN(const auto tasks, linux_guest::list_tasks(kernel, true, status));
+    const auto &tasks = scene.tasks();
+    if (!tasks)
+      return std::unexpected(tasks.error());
     std::map<std::int32_t, Traced> tracers;
-    for (const auto &task : tasks) {
+    for (const auto &task : tasks->items) {
       if (kernel.read_field(task.task, *traced).value_or(0) == 0)
         continue;
       const auto group_of = [&](const FieldLocation &member) -> std::int32_t {

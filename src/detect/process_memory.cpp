@@ -108,7 +108,9 @@ private:
       const bool is_found = area != program.areas.end();
       if (is_found && area->dentry == program.dentry)
         return;
-      if (memory.entry_is_of_file(program).value_or(false))
+      // Where neither memory nor file can be read (swapped out, evicted), nothing is known of a program that moved
+      // itself.
+      if (memory.entry_is_of_file(program).value_or(is_found))
         return;
       std::string instead = "no code";
       if (is_found) {

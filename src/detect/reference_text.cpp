@@ -3,6 +3,7 @@
 #include <Zydis/Zydis.h>
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <fmt/format.h>
 #include <optional>
@@ -19,6 +20,20 @@ constexpr std::size_t window_bytes = 64 << 10, slack = 256; // no place is longe
 constexpr std::size_t site_limit = 1 << 20;
 constexpr std::size_t line_bytes = 64;
 constexpr std::size_t part_limit = 64; // instructions in one place
+
+// Where two ranges of one size differ next, from `at` on; their size where they do not.
+std::size_t next_difference(Bytes a, Bytes b, std::size_t at) {
+  for (; at + 8 <= a.size(); at += 8) {
+    std::uint64_t x = 0, y = 0;
+    std::memcpy(&x, a.data() + at, sizeof x);
+    std::memcpy(&y, b.data() + at, sizeof y);
+    if (x != y)
+      return at + static_cast<std::size_t>(std::countr_zero(x ^ y)) / 8;
+  }
+  while (at < a.size() && a[at] == b[at])
+    ++at;
+  return at;
+}
 
 unsigned byte_at(Bytes bytes, std::size_t i) { return i < bytes.size() ? std::to_integer<unsigned>(bytes[i]) : 0x100U; }
 
@@ -306,11 +321,12 @@ void ReferenceText::look(const Kernel &kernel, const CodeSites &now, const Give 
 
 void ReferenceText::compare(std::uint64_t begin, Bytes expected, Bytes found, bool is_code, bool has_texts,
                             const CodeSites &now, const Give &give) const {
-  for (std::size_t at = 0; at < expected.size();) {
+  for (std::size_t at = next_difference(expected, found, 0); at < expected.size();
+       at = next_difference(expected, found, at)) {
     // On some processors the kernel takes a list of options apart that is a constant of its own, before its data are
     // sealed (__check_quirks_intel()).
     const bool is_separator = !is_code && expected[at] == std::byte{','} && found[at] == std::byte{};
-    if (expected[at] == found[at] || is_separator) {
+    if (is_separator) {
       ++at;
       continue;
     }

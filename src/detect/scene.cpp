@@ -47,6 +47,19 @@ const Result<std::vector<VcpuRegisters>> &Scene::vcpus_with_msrs() const {
   return *vcpus_with_msrs_;
 }
 
+const Result<View<linux_guest::TaskEntry>> &Scene::tasks() const {
+  if (!tasks_) {
+    View<linux_guest::TaskEntry> view;
+    if (auto listed = linux_guest::list_tasks(*kernel_, true, view.status)) {
+      view.items = std::move(*listed);
+      tasks_ = std::move(view);
+    } else {
+      tasks_ = std::unexpected(std::move(listed).error());
+    }
+  }
+  return *tasks_;
+}
+
 const std::vector<Process> &Scene::processes() const {
   if (!processes_) {
     auto view = system_->processes({});

@@ -93,13 +93,14 @@ std::vector<Mask> TextMemory::masks(const Kernel &kernel, const CodeSites &sites
   return masks;
 }
 
-bool TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<const ModuleRegion> regions,
-                      std::span<const Gva> trampolines, const Give &give) {
+FirstLook::Sameness TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<const ModuleRegion> regions,
+                                     std::span<const Gva> trampolines, const Give &give) {
+  using Sameness = FirstLook::Sameness;
   const Kernel &kernel = scene.kernel();
   const auto text = kernel.symbol("_stext"), text_end = kernel.symbol("_etext"),
              rodata = kernel.symbol("__start_rodata"), rodata_end = kernel.symbol("__end_rodata");
   if (!text || !text_end || !rodata || !is_sealed(kernel, *rodata))
-    return false;
+    return Sameness::different;
   // When a guest gets its second CPU, all lock prefixes are put back (alternatives_enable_smp()).
   const auto single = kernel.symbol("uniproc_patched");
   const auto lock_prefixes = single ? kernel.read<std::uint8_t>(*single) : std::nullopt;
@@ -119,7 +120,7 @@ bool TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<cons
   if (rodata_end && *rodata_end > *rodata && *rodata_end - *rodata <= largest_image)
     wanted.push_back({{*rodata, *rodata_end - *rodata, 0}, false});
   std::uint64_t total = 0;
-  bool all_the_same = !wanted.empty() && wanted.front().is_code;
+  auto all = !wanted.empty() && wanted.front().is_code ? Sameness::untouched : Sameness::different;
   for (const ModuleRegion &region : regions) {
     if (region.kind != ModuleRegion::Kind::text)
       continue;
@@ -127,7 +128,7 @@ bool TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<cons
     if (const auto load = fits ? load_of(kernel, region.module) : std::nullopt)
       wanted.push_back({{region.base, region.size, *load}, true});
     else
-      all_the_same = false;
+      all = Sameness::different;
   }
   std::erase_if(remembered_, [&](const auto &entry) {
     return std::ranges::none_of(wanted, [&](const Wanted &each) { return each.identity == entry.first; });
@@ -135,28 +136,35 @@ bool TextMemory::look(const Scene &scene, const CodeSites &sites, std::span<cons
 
   const auto read = [&](Gva address, std::span<std::byte> out) { return kernel.space().read(address, out); };
   const auto give_nothing = [](Gva, Bytes) {};
-  std::vector<Mask> now = masks(kernel, sites, regions, trampolines);
+  std::optional<std::vector<Mask>> now;
+  const FirstLook::Masks masks_now = [&]() -> std::span<const Mask> {
+    if (!now)
+      now = masks(kernel, sites, regions, trampolines);
+    return *now;
+  };
   std::vector<FirstLook *> fresh;
   for (const Wanted &each : wanted) {
     const Identity &identity = each.identity;
     const auto known = remembered_.find(identity);
     if (known != remembered_.end()) {
-      const bool same = known->second.look(read, now, [&](Gva line, Bytes found) { give(line, found, each.is_code); });
-      all_the_same = all_the_same && (same || !each.is_code);
+      const auto sameness =
+          known->second.look(read, masks_now, [&](Gva line, Bytes found) { give(line, found, each.is_code); });
+      if (each.is_code)
+        all = std::max(all, sameness);
     } else {
-      all_the_same = false;
+      all = Sameness::different;
       FirstLook &first = remembered_.try_emplace(identity, identity.begin, identity.size, key_).first->second;
-      first.look(read, now, give_nothing);
+      first.look(read, masks_now, give_nothing);
       fresh.push_back(&first);
     }
   }
   if (fresh.empty())
-    return all_the_same;
+    return all;
   // The second time with what the tables say then, so that no change that was under way is remembered.
   now = masks(kernel, CodeSites::read(kernel), regions, trampolines);
   for (FirstLook *first : fresh)
-    first->look(read, now, give_nothing);
-  return false;
+    first->look(read, masks_now, give_nothing);
+  return Sameness::different;
 }
 
 } // namespace lararium::detect

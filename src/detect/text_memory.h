@@ -20,9 +20,10 @@ public:
 
   TextMemory();
   // `trampolines` are those of static calls in modules. Nothing is remembered before the kernel has sealed its text.
-  // Whether all code was compared, and is what it was, but for the places that the kernel changes.
-  bool look(const Scene &scene, const CodeSites &sites, std::span<const linux_guest::ModuleRegion> regions,
-            std::span<const Gva> trampolines, const Give &give);
+  // How all code together is; `untouched`: also the places that the kernel changes.
+  FirstLook::Sameness look(const Scene &scene, const CodeSites &sites,
+                           std::span<const linux_guest::ModuleRegion> regions, std::span<const Gva> trampolines,
+                           const Give &give);
 
 private:
   // A module that is loaded anew at the same place is another one.

@@ -119,7 +119,7 @@ Result<void> GuestWatcher::look_at_processes(Records &records) {
       view = std::move(*detailed);
     }
   }
-  processes_.update(view, records);
+  processes_.update(view, [this](std::int32_t pid) { return system_.start_of_pid(pid); }, records);
   mount_namespaces_.clear();
   for (const Process &process : view.items)
     if (process.namespaces.mnt != 0 && mount_namespaces_.size() < namespace_limit)

@@ -60,7 +60,8 @@ void ProcessChanges::take(Known &known, const Process &now) {
   known.actor = actor_of(now);
   known.actor.exe = exe;
   known.actor.container_id = container.substr(0, 64);
-  known.start = now.start_since_boot_ns;
+  if (now.start_since_boot_ns != 0)
+    known.start = now.start_since_boot_ns;
   if (now.memory)
     known.memory = now.memory;
   known.uid = now.uid;
@@ -163,14 +164,16 @@ void ProcessChanges::credentials_changed(const Known &before, const Process &now
   both("user_namespace", before.user_namespace, now.namespaces.user);
 }
 
-void ProcessChanges::update(const View<Process> &now, Records &records) {
+void ProcessChanges::update(const View<Process> &now, const StartOfPid &start_of, Records &records) {
   const bool whole = !now.status.raced && !now.status.truncated;
   just_ended_.clear();
   for (const Process &process : now.items) {
     if (process.tgid <= 0 || process.tgid > largest_pid)
       continue; // no process has it: a task that was freed while it was read
     const auto found = known_.find(process.tgid);
-    const bool same = found != known_.end() && found->second.start == process.start_since_boot_ns;
+    // One that could not be read is no other.
+    const bool same = found != known_.end() && (found->second.start == process.start_since_boot_ns ||
+                                                (process.start_since_boot_ns == 0 && !whole));
     if (same) {
       Known &known = found->second;
       known.seen = true;
@@ -225,7 +228,11 @@ void ProcessChanges::update(const View<Process> &now, Records &records) {
     if (known.seen) {
       known.seen = false;
       ++it;
-    } else if (whole || known.missing) {
+      continue;
+    }
+    const auto start = start_of(it->first);
+    const bool is_there = start && *start == known.start;
+    if (!is_there && (start || whole || known.missing)) {
       if (!known.ended)
         ended(known, records);
       just_ended_.push_back(it->first);

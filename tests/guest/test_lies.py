@@ -13,6 +13,7 @@ import time
 
 import harness
 
+from lab import guest_agent
 from lab.attack import Attacker, Unsupported
 from test_clean import LOADS
 
@@ -249,6 +250,54 @@ class Lies(harness.GuestTest):
                 self.assertNotIn(completed.returncode, (0, 20), completed.stdout)
                 self.assertIn(message, completed.stderr)
                 self.assertLess(time.monotonic() - began, 30)
+
+
+class ThroughTheGuestAgent(harness.GuestTest):
+    """--lies-agent: QEMU's guest agent, as Debian has it, on a serial port of the guest."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory(prefix="lararium-agent-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.socket = pathlib.Path(folder.name, "agent.sock")
+        cls.OPTIONS = {"backend": "memfd", "extra": guest_agent.options(cls.socket, harness.KERNEL)}
+        super().setUpClass()
+        cls.attacker = Attacker(cls.guest)
+        cls.agent = guest_agent.start(cls.guest)
+
+    def ask(self, *options, **how):
+        return harness.run_lararium("check", self.guest.pid, "--lies-agent", self.socket, "--json", *options,
+                                    cache=self.cache.name, check=False, timeout=300, **how)
+
+    def findings(self):
+        completed = self.ask()
+        self.assertIn(completed.returncode, (0, 20), completed.stderr)
+        return [finding["sentence"] for finding in json.loads(completed.stdout)["items"]]
+
+    def test_an_honest_guest(self):
+        self.assertEqual(self.findings(), [])
+
+    def test_a_hidden_process(self):
+        job = self.guest.start("workload setuid 1000")
+        self.addCleanup(job.stop)
+        self.attacker.on("process_hidden", str(job.pid))
+        try:
+            (sentence,) = self.findings()
+            self.assertRegex(sentence, f"{job.pid}.*workload")
+        finally:
+            self.attacker.off("process_hidden")
+        self.assertEqual(self.findings(), [])
+
+    def test_no_agent(self):
+        self.agent.stop()
+        self.guest.run("killall qemu-ga")
+        try:
+            completed = self.ask()
+            self.assertNotIn(completed.returncode, (0, 20))
+            self.assertIn("no guest agent answers", completed.stderr)
+        finally:
+            type(self).agent = guest_agent.start(self.guest)
+        self.assertEqual(self.findings(), [])
 
 
 if __name__ == "__main__":

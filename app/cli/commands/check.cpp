@@ -38,6 +38,8 @@ public:
         "instead, compares what the guest says of itself: a shell command that runs its input in the guest as "
         "root, such as 'ssh root@guest sh -s'",
         lies_command_);
+    syntax.option("--lies-agent", "SOCKET",
+                  "the same through QEMU's guest agent: the socket on this host of its serial port", lies_agent_);
     syntax.option("--lies", "FILE",
                   "the same with an answer that is in a file, or comes there within two minutes; - is standard input",
                   lies_);
@@ -52,10 +54,11 @@ public:
       return {};
     }
     TRY_ASSIGN(Target *const target, context.target());
-    if (lies_command_ && (context.paused() || target->identity.kind == TargetKind::dump))
-      return fail(ErrorCode::usage, "only a VM that runs can be asked by --lies-command");
+    if ((lies_command_ || lies_agent_) && (context.paused() || target->identity.kind == TargetKind::dump))
+      return fail(ErrorCode::usage, fmt::format("only a VM that runs can be asked by {}",
+                                                lies_command_ ? "--lies-command" : "--lies-agent"));
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
-    if (lies_ || lies_command_)
+    if (lies_ || lies_command_ || lies_agent_)
       return look_for_lies(context, *target, *guest);
     TRY_ASSIGN(auto runner, detect::Runner::create(*target, *guest,
                                                    {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
@@ -103,12 +106,13 @@ private:
     return file;
   }
 
-  // A guest that is asked by a command is asked again while it lies: what is not told each time was a race.
+  // A guest that we ask is asked again while it lies: what is not told each time was a race.
   Result<void> look_for_lies(Context &context, const Target &target, OperatingSystem &guest) {
     static constexpr CheckEntry entry{"lies", "T1014 T1564.001", "what the guest says of itself", "", nullptr};
     AskLimits limits;
     limits.bytes = detect::answer_limit;
-    const unsigned asked = lies_command_ ? 3 : 1;
+    const bool we_ask = lies_command_ || lies_agent_;
+    const unsigned asked = we_ask ? 3 : 1;
     const auto begin = std::chrono::steady_clock::now();
     detect::LieDetector detector(target, guest);
     detect::Agreement agreement(asked);
@@ -120,6 +124,8 @@ private:
       std::string text;
       if (lies_command_) {
         TRY_ASSIGN(text, ask_by_command(*lies_command_, detect::answer_script(), limits));
+      } else if (lies_agent_) {
+        TRY_ASSIGN(text, context.host.ask_guest_agent(*lies_agent_, detect::answer_script(), limits));
       } else {
         if (!has_whole_answer(*lies_, detect::is_whole_answer, limits))
           detector.wait_for_clock();
@@ -127,7 +133,7 @@ private:
       }
       TRY_ASSIGN(const auto answer, detect::parse_answer(text));
       detect::Findings findings;
-      TRY_ASSIGN(const auto time, detector.compare(answer, lies_command_.has_value(), findings));
+      TRY_ASSIGN(const auto time, detector.compare(answer, we_ask, findings));
       if (time == detect::AnswerTime::earlier)
         context.note("the answer is older than this look: only processes that are older still were compared");
       outcome.left_out = findings.left_out();
@@ -248,7 +254,7 @@ private:
   }
 
   bool list_ = false, lies_script_ = false;
-  std::optional<std::string> only_, skip_, reference_, severity_, lies_, lies_command_;
+  std::optional<std::string> only_, skip_, reference_, severity_, lies_, lies_command_, lies_agent_;
 };
 
 LARARIUM_COMMAND(CheckCommand, "check", security, vm, "looks for signs of tampering and intrusion")

@@ -11,6 +11,7 @@
 #include "lararium/os/common/operating_system.h"
 #include "lararium/os/linux/kernel.h"
 #include "lararium/os/linux/modules.h"
+#include "lararium/os/linux/tasks.h"
 #include "lararium/record/record.h"
 #include "lararium/symbols/kernel_file.h"
 #include "lararium/vm/target.h"
@@ -42,8 +43,10 @@ public:
   [[nodiscard]] const Result<std::vector<VcpuRegisters>> &vcpus_with_msrs() const;
   [[nodiscard]] const CodeMap &code() const { return code_; }
   [[nodiscard]] const KernelFile *reference() const { return reference_; } // null: there is none
-  [[nodiscard]] const std::vector<Process> &processes() const;             // with arguments and paths
-  [[nodiscard]] const Process *process(std::int32_t pid) const;            // null: there is none
+  // All threads, walked once in this look. Who compares the list with other records walks it anew.
+  [[nodiscard]] const Result<View<linux_guest::TaskEntry>> &tasks() const;
+  [[nodiscard]] const std::vector<Process> &processes() const;  // with arguments and paths
+  [[nodiscard]] const Process *process(std::int32_t pid) const; // null: there is none
   [[nodiscard]] Result<std::span<const Socket>> sockets() const;
   [[nodiscard]] Actor actor(const Process &process) const;
 
@@ -68,6 +71,7 @@ private:
   mutable std::optional<Result<std::vector<VcpuRegisters>>> vcpus_with_msrs_;
   CodeMap code_;
   std::vector<linux_guest::ModuleRegion> module_regions_; // by base
+  mutable std::optional<Result<View<linux_guest::TaskEntry>>> tasks_;
   mutable std::optional<std::vector<Process>> processes_;
   mutable std::unordered_map<std::int32_t, std::size_t> process_places_; // in processes_, by pid
   mutable std::optional<std::vector<Socket>> sockets_;

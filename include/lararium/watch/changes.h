@@ -5,6 +5,7 @@
 // not fit is not followed, and counted.
 #pragma once
 
+#include "lararium/base/result.h"
 #include "lararium/os/common/views.h"
 #include "lararium/record/record.h"
 
@@ -95,8 +96,12 @@ public:
 
   // Whether a look without paths and arguments shows something whose records should have them.
   [[nodiscard]] bool wants_details(const std::vector<Process> &now) const;
-  // One entry for each process. Paths and arguments may be missing of those that were there before.
-  void update(const View<Process> &now, Records &records);
+  // When the process began that has this number in the guest's table of pids; nothing: none has. An error: not known.
+  using StartOfPid = std::function<Result<std::optional<std::uint64_t>>(std::int32_t)>;
+  // One entry for each process. Paths and arguments may be missing of those that were there before. Who is missing has
+  // ended when the table of pids does not know them either; where that cannot be looked into, when they were missing in
+  // a look that was whole, or in two. So a list that is broken, or that somebody was taken out of, ends nobody.
+  void update(const View<Process> &now, const StartOfPid &start_of, Records &records);
 
   [[nodiscard]] std::optional<Actor> actor(std::int32_t pid) const;
   [[nodiscard]] bool knows(std::int32_t pid) const { return known_.contains(pid); }

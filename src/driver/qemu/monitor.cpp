@@ -1,8 +1,9 @@
 #include "lararium/driver/qemu/monitor.h"
 
+#include "connection.h"
+#include "lararium/base/subprocess.h"
 #include "lararium/base/unique_fd.h"
 #include "lararium/driver/qemu/process.h"
-#include "subprocess.h"
 
 #include <algorithm>
 #include <arpa/inet.h>
@@ -15,7 +16,6 @@
 #include <nlohmann/json.hpp>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 namespace lararium::qemu {
 namespace {
@@ -57,64 +57,6 @@ bool within_bounds(std::string_view text) {
   return true;
 }
 
-// A connected socket, every wait on which ends by a deadline.
-class Connection {
-public:
-  Connection(UniqueFd socket, bool is_tcp) : socket_(std::move(socket)), is_tcp_(is_tcp) {}
-
-  [[nodiscard]] Result<void> send(std::string_view text, Clock::time_point deadline) {
-    while (!text.empty()) {
-      const auto count = ::send(socket_.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (count > 0)
-        text.remove_prefix(static_cast<std::size_t>(count));
-      else if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-        TRY(wait(POLLOUT, deadline));
-      else if (count < 0 && errno != EINTR)
-        return fail_errno("cannot write to the monitor", errno);
-    }
-    return {};
-  }
-
-  // At least one byte, or an error.
-  [[nodiscard]] Result<std::string_view> receive(Clock::time_point deadline) {
-    while (true) {
-      const auto count = ::recv(socket_.get(), buffer_.data(), buffer_.size(), MSG_DONTWAIT);
-      if (count > 0)
-        return std::string_view(buffer_.data(), static_cast<std::size_t>(count));
-      if (count == 0)
-        return fail(ErrorCode::protocol, "the monitor closed the connection");
-      if (errno == EAGAIN || errno == EWOULDBLOCK) {
-        // QEMU leaves Nagle's algorithm on: it holds its next answer back until the last one is acknowledged, which the
-        // kernel delays by 40 ms unless it is asked each time.
-        const int on = 1;
-        if (is_tcp_)
-          ::setsockopt(socket_.get(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
-        TRY(wait(POLLIN, deadline));
-      } else if (errno != EINTR)
-        return fail_errno("cannot read from the monitor", errno);
-    }
-  }
-
-private:
-  [[nodiscard]] Result<void> wait(short events, Clock::time_point deadline) {
-    while (true) {
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-      if (left <= 0)
-        return fail(ErrorCode::timeout, "the monitor does not answer");
-      pollfd poll_on{socket_.get(), events, 0};
-      const int ready = ::poll(&poll_on, 1, static_cast<int>(std::min<std::int64_t>(left, INT32_MAX)));
-      if (ready > 0)
-        return {};
-      if (ready < 0 && errno != EINTR)
-        return fail_errno("cannot wait for the monitor", errno);
-    }
-  }
-
-  UniqueFd socket_;
-  bool is_tcp_;
-  std::vector<char> buffer_ = std::vector<char>(64 << 10);
-};
-
 // How many clients a socket serves, and how many wait to be served. Nothing where that cannot be told.
 struct Clients {
   std::size_t served = 0, waiting = 0;
@@ -140,34 +82,6 @@ std::optional<Clients> clients_of(const MonitorRoute &route) {
 bool is_free(const MonitorRoute &route) {
   const auto clients = clients_of(route);
   return !clients || clients->served == 0;
-}
-
-Result<UniqueFd> connect_unix(const MonitorRoute &route) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  auto length = sizeof address;
-  UniqueFd place;
-  if (route.transport == MonitorRoute::Transport::unix_abstract) {
-    if (route.path.size() >= sizeof address.sun_path)
-      return fail(ErrorCode::usage, fmt::format("the name of {} is too long", route.describe()));
-    std::ranges::copy(route.path, address.sun_path + 1);
-    length = offsetof(sockaddr_un, sun_path) + 1 + route.path.size();
-  } else {
-    // A path under /proc/PID/root can be longer than an address holds; the link of an open descriptor never is.
-    place.reset(::open(route.path.c_str(), O_PATH | O_CLOEXEC));
-    if (!place)
-      return fail_errno(route.describe(), errno);
-    fmt::format_to_n(address.sun_path, sizeof address.sun_path - 1, "/proc/self/fd/{}", place.get());
-  }
-  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket)
-    return fail_errno("cannot create a socket", errno);
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr *>(&address), static_cast<socklen_t>(length)) != 0) {
-    if (errno == EAGAIN) // the queue of waiting clients is full
-      return fail(ErrorCode::timeout, fmt::format("{} is in use by another client", route.describe()));
-    return fail_errno(route.describe(), errno);
-  }
-  return socket;
 }
 
 Result<UniqueFd> connect_tcp(const MonitorRoute &route, Clock::time_point deadline) {
@@ -202,9 +116,11 @@ Result<UniqueFd> connect_tcp(const MonitorRoute &route, Clock::time_point deadli
 }
 
 Result<Connection> connect(const MonitorRoute &route, Clock::time_point deadline) {
-  TRY_ASSIGN(UniqueFd socket,
-             route.transport == MonitorRoute::Transport::tcp ? connect_tcp(route, deadline) : connect_unix(route));
-  return Connection(std::move(socket), route.transport == MonitorRoute::Transport::tcp);
+  TRY_ASSIGN(UniqueFd socket, route.transport == MonitorRoute::Transport::tcp
+                                  ? connect_tcp(route, deadline)
+                                  : connect_unix(route.path, route.transport == MonitorRoute::Transport::unix_abstract,
+                                                 route.describe()));
+  return Connection(std::move(socket), route.transport == MonitorRoute::Transport::tcp, "the monitor");
 }
 
 // Receives the first bytes of a monitor's greeting. Nothing may be sent before it: what is sent to a monitor that
@@ -448,9 +364,9 @@ private:
   Result<QmpMessage> execute(std::string_view command, std::string_view arguments) {
     const auto request = fmt::format("{{\"execute\":{}{}{}}}", to_text(json(command)),
                                      arguments.empty() ? "" : ",\"arguments\":", arguments);
-    TRY_ASSIGN(const auto output, run_program({"virsh", "-q", "-c", route_.connection, "qemu-monitor-command",
-                                               "--domain", route_.path, "--cmd", request},
-                                              timeouts_.command, max_message));
+    TRY_ASSIGN(const auto output, run_subprocess({"virsh", "-q", "-c", route_.connection, "qemu-monitor-command",
+                                                  "--domain", route_.path, "--cmd", request},
+                                                 {timeouts_.command, max_message}));
     if (output.status != 0)
       return fail(ErrorCode::protocol, fmt::format("virsh refuses {}: {}", command, output.errors.substr(0, 300)));
     TRY_ASSIGN(auto message, parse_qmp_message(output.text));

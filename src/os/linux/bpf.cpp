@@ -769,8 +769,9 @@ private:
     if (view_.programs.empty())
       return {};
     TRY_ASSIGN(const auto spaces, list_net_namespaces(kernel_, view_.status));
+    NetDeviceBudget budget(kernel_);
     for (const auto &space : spaces) {
-      TRY(for_each_net_device(kernel_, space, view_.status, [&](Gva device) {
+      TRY(for_each_net_device(kernel_, space, budget, view_.status, [&](Gva device) {
         read_device(device);
         return true;
       }));

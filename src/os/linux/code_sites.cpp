@@ -134,6 +134,10 @@ void read_patching(const Kernel &kernel, CodeSites &sites) {
       return;
     vector = kernel.read_pointer(*description, *entries);
     count = kernel.read_field(*description, *used).value_or(0);
+    // What was patched last stays there; who patches holds a reference from before the first int3 to after the last.
+    if (const auto references = layout.optional("bp_patching_desc", "refs.counter");
+        references && kernel.read_field(*description, *references) == 0)
+      count = 0;
   }
   const auto distance = layout.optional(type, "rel_addr");
   const auto size = kernel.types().size_of(type);

@@ -465,10 +465,11 @@ Result<View<NetworkInterface>> read_interfaces(const Kernel &kernel) {
   View<NetworkInterface> view;
   TRY_ASSIGN(const auto *f, kernel.layout<InterfaceLayout>());
   TRY_ASSIGN(const auto spaces, list_net_namespaces(kernel, view.status));
+  NetDeviceBudget budget(kernel);
   constexpr std::size_t interface_limit = 1 << 20;
   const InterfaceReader reader(kernel, *f);
   for (const auto &space : spaces)
-    TRY(for_each_net_device(kernel, space, view.status, [&](Gva device) {
+    TRY(for_each_net_device(kernel, space, budget, view.status, [&](Gva device) {
       view.items.push_back(reader.read(device, space, view.status));
       view.status.truncated |= view.items.size() >= interface_limit;
       return view.items.size() < interface_limit;

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
+#include <set>
+#include <span>
 #include <unordered_set>
 
 namespace lararium::linux_guest {
@@ -11,7 +14,7 @@ namespace {
 
 constexpr int walk_attempts = 4;
 constexpr std::size_t namespace_limit = 65536;
-constexpr std::size_t device_limit = 1 << 20; // in one namespace
+constexpr std::size_t device_limit = 1 << 20; // in all of them
 constexpr std::uint64_t hash_entries = 256;   // NETDEV_HASHENTRIES, unchanged since 2.6.31
 
 struct DeviceLayout {
@@ -62,15 +65,25 @@ Result<std::vector<NetNamespace>> list_net_namespaces(const Kernel &kernel, View
       in_use.emplace_back(net, entry.task);
 
   std::vector<NetNamespace> spaces;
+  std::set<Gva> places;
+  const std::uint64_t size = kernel.types().size_of("net").value_or(1);
   const auto add = [&](Gva net) {
+    const auto after = places.lower_bound(net);
+    const bool is_over_another =
+        (after != places.end() && *after - net < size) || (after != places.begin() && net - *std::prev(after) < size);
     const auto number = kernel.read_field(net, inum);
-    if (number && spaces.size() < namespace_limit && seen.insert(net.value).second)
-      spaces.push_back({net, static_cast<std::uint32_t>(*number)});
+    if (!number || is_over_another || spaces.size() >= namespace_limit)
+      return false;
+    places.insert(net);
+    seen.insert(net.value);
+    spaces.push_back({net, static_cast<std::uint32_t>(*number)});
+    return true;
   };
   WalkResult walk;
   for (int attempt = 0; attempt < walk_attempts; ++attempt) {
     spaces.clear();
     seen.clear();
+    places.clear();
     add(*initial);
     walk = walk_list(kernel, *head, namespace_limit, [&](Gva node) {
       add(node - list.offset);
@@ -85,27 +98,32 @@ Result<std::vector<NetNamespace>> list_net_namespaces(const Kernel &kernel, View
     status.warn("the list of network namespaces cannot be walked to its end");
   }
   for (const auto &[net, task] : in_use) {
-    if (seen.contains(net.value) || namespace_of(task) != net)
+    if (seen.contains(net.value) || namespace_of(task) != net || !add(net))
       continue;
-    add(net);
     status.warn("process " + task_comm(kernel, task) +
                 " is in a network namespace that is not in the kernel's list of them");
   }
   return spaces;
 }
 
-Result<void> for_each_net_device(const Kernel &kernel, const NetNamespace &space, ViewStatus &status,
-                                 const std::function<bool(Gva device)> &visit) {
+NetDeviceBudget::NetDeviceBudget(const Kernel &kernel) {
+  const std::uint64_t size = std::max<std::uint64_t>(kernel.types().size_of("net_device").value_or(1024), 1024);
+  left_ = std::min<std::size_t>(device_limit, kernel.memory().total_size() / size);
+}
+
+Result<void> for_each_net_device(const Kernel &kernel, const NetNamespace &space, NetDeviceBudget &budget,
+                                 ViewStatus &status, const std::function<bool(Gva device)> &visit) {
   TRY_ASSIGN(const auto *layout, kernel.layout<DeviceLayout>());
   const DeviceLayout &f = *layout;
   std::vector<Gva> devices;
   std::unordered_set<std::uint64_t> listed, indexed;
   WalkResult walk;
+  bool too_many = false; // which is no race
   const auto look = [&] {
     devices.clear();
     listed.clear();
     indexed.clear();
-    walk = walk_list(kernel, space.net + f.list_head.offset, device_limit, [&](Gva node) {
+    walk = walk_list(kernel, space.net + f.list_head.offset, budget.left(), [&](Gva node) {
       devices.push_back(node - f.list.offset);
       listed.insert(devices.back().value);
       return true;
@@ -113,25 +131,29 @@ Result<void> for_each_net_device(const Kernel &kernel, const NetNamespace &space
     const auto table = kernel.read_pointer(space.net, f.index_head);
     if (!table || !*table)
       return walk.consistent();
-    for (std::uint64_t i = 0; i < hash_entries; ++i) {
-      const auto first = kernel.read_pointer(*table + 8 * i);
-      if (!first)
-        return false;
-      const auto chain = walk_chain(kernel, *first, 0, device_limit - indexed.size(), [&](Gva node) {
-        indexed.insert((node - f.index_link.offset).value);
-        return true;
-      });
+    std::array<std::uint64_t, hash_entries> heads;
+    if (!kernel.space().read(*table, std::as_writable_bytes(std::span(heads))))
+      return false;
+    for (const std::uint64_t first : heads) {
+      const auto chain =
+          walk_chain(kernel, Gva{first}, 0, budget.left() - std::min(indexed.size(), budget.left()), [&](Gva node) {
+            indexed.insert((node - f.index_link.offset).value);
+            return true;
+          });
+      too_many = too_many || chain.end == WalkEnd::limit;
       if (!chain.consistent())
         return false;
     }
     return walk.consistent() && listed == indexed;
   };
   bool agreed = look();
-  for (int attempt = 1; attempt < walk_attempts && !agreed; ++attempt) {
+  for (int attempt = 1; attempt < walk_attempts && !agreed && walk.end != WalkEnd::limit && !too_many; ++attempt) {
     ++status.retries;
     agreed = look();
   }
+  budget.take(std::max(listed.size(), indexed.size()));
   if (!agreed) {
+    status.truncated |= budget.left() == 0;
     if (!walk.consistent()) {
       status.raced = true;
       status.warn("the list of network devices of namespace " + std::to_string(space.inum) + " is not consistent");
@@ -164,8 +186,9 @@ Result<InterfaceNames> InterfaceNames::create(const Kernel &kernel, const std::v
   const auto index = layout.require("net_device", "ifindex");
   TRY(layout.check());
   InterfaceNames names;
+  NetDeviceBudget budget(kernel);
   for (const auto &space : spaces)
-    TRY(for_each_net_device(kernel, space, status, [&](Gva device) {
+    TRY(for_each_net_device(kernel, space, budget, status, [&](Gva device) {
       if (const auto number = kernel.read_field(device, index))
         names.names_[{space.net, static_cast<std::uint32_t>(*number)}] =
             read_text(kernel, device + name.offset, name.size);

@@ -4,6 +4,7 @@
 #include "lararium/os/linux/kernel.h"
 #include "lararium/os/linux/list.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -18,13 +19,24 @@ struct NetNamespace {
 };
 
 // The initial namespace, those of the kernel's list, and those that processes are in although the list does not hold
-// them (which is worth a warning). At most 65536.
+// them (which is worth a warning). At most 65536, and none that lies over another.
 [[nodiscard]] Result<std::vector<NetNamespace>> list_net_namespaces(const Kernel &kernel, ViewStatus &status);
+
+// How many network devices there can be, in all namespaces together: crafted namespaces share one long list.
+class NetDeviceBudget {
+public:
+  explicit NetDeviceBudget(const Kernel &kernel);
+  [[nodiscard]] std::size_t left() const { return left_; }
+  void take(std::size_t devices) { left_ -= std::min(devices, left_); }
+
+private:
+  std::size_t left_;
+};
 
 // Every network device of a namespace (struct net_device), of its list and of its table by index: a device that is in
 // only one of them is given too, and warned of.
-[[nodiscard]] Result<void> for_each_net_device(const Kernel &kernel, const NetNamespace &space, ViewStatus &status,
-                                               const std::function<bool(Gva device)> &visit);
+[[nodiscard]] Result<void> for_each_net_device(const Kernel &kernel, const NetNamespace &space, NetDeviceBudget &budget,
+                                               ViewStatus &status, const std::function<bool(Gva device)> &visit);
 
 // Names of interfaces by namespace and index.
 class InterfaceNames {

@@ -22,6 +22,7 @@ constexpr std::size_t uprobe_limit = 1 << 16;
 constexpr std::size_t cached_run_limit = 1 << 22; // runs of pages that are kept for all files: 96 MiB
 constexpr std::size_t recheck_limit = 64;         // files whose pages are collected anew because one differs
 constexpr std::size_t sampled_pages = 16;         // of one area
+constexpr std::uint64_t searched_pages = 2048;    // from a program's entry on
 constexpr std::size_t entry_pages = 64;           // of the main image that are compared where it is not mapped
 constexpr std::size_t sibling_limit = 1 << 20;
 constexpr std::byte breakpoint{0xcc}, call{0xe8};
@@ -400,18 +401,17 @@ std::optional<bool> ProgramMemory::entry_is_of_file(const Program &program) cons
   const ElfSegment *segment = image ? image->segment_of(image->entry) : nullptr;
   if (segment == nullptr)
     return std::nullopt;
-  // From the entry's page on, as far as both are at hand.
   const std::uint64_t start = segment->file_offset + (image->entry - segment->address);
   if (start % page_size != program.entry.value % page_size)
     return false;
+  // From the entry's page on to the segment's end, as far as both are at hand: memory may be swapped out, and nobody
+  // reads a file any more whose program moved itself.
+  const std::uint64_t first = start / page_size, end = (segment->file_offset + segment->file_size) / page_size;
   std::size_t compared = 0;
-  for (std::size_t i = 0; i < entry_pages; ++i) {
-    const std::uint64_t offset = start / page_size * page_size + i * page_size;
-    if (offset + page_size > segment->file_offset + segment->file_size)
-      break;
+  for (std::uint64_t page = first; page < end && page - first < searched_pages && compared < entry_pages; ++page) {
     Page expected, found;
-    const auto own = state.translate(program.root, program.entry.page() + i * page_size);
-    if (!own || !kernel.memory().read(*own, found) || !file_page(offset / page_size, expected))
+    const auto own = state.translate(program.root, program.entry.page() + (page - first) * page_size);
+    if (!own || !kernel.memory().read(*own, found) || !file_page(page, expected))
       continue;
     if (std::memcmp(expected.data(), found.data(), page_size) != 0)
       return false;

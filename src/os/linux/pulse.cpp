@@ -14,7 +14,8 @@ struct PulseLayout {
   std::optional<Gva> banner, pid_namespace, pid_max;
   std::optional<FieldLocation> seconds, nanoseconds, shift; // of the timekeeper
   std::optional<FieldLocation> idr, idr_next, namespace_pid_max;
-  mutable std::optional<Gva> timekeeper; // found once the clock has been set
+  std::optional<FieldLocation> pid_tasks, pid_links, pid, start; // of struct pid and of a task
+  mutable std::optional<Gva> timekeeper;                         // found once the clock has been set
 
   static Result<PulseLayout> resolve(const Kernel &kernel) {
     const LayoutResolver layout(kernel.types());
@@ -27,7 +28,11 @@ struct PulseLayout {
     f.shift = layout.optional("timekeeper", "tkr_mono.shift");
     f.idr = layout.optional("pid_namespace", "idr"); // 4.15, 95846ecf9dac; a bitmap before
     f.idr_next = layout.optional("idr", "idr_next");
-    f.namespace_pid_max = layout.optional("pid_namespace", "pid_max"); // 6.14, 7863dcc72d0f
+    f.pid_tasks = layout.optional("pid", "tasks");
+    f.pid_links = layout.optional("task_struct", "pid_links");
+    f.pid = layout.optional("task_struct", "pid");
+    f.start = layout.optional_any("task_struct", {"start_boottime", "real_start_time"}); // 5.5, cf25e24db61c
+    f.namespace_pid_max = layout.optional("pid_namespace", "pid_max");                   // 6.14, 7863dcc72d0f
     return f;
   }
 };
@@ -91,6 +96,29 @@ Result<View<std::uint32_t>> read_allocated_pids(const Kernel &kernel, std::uint3
   view.status.raced = walk.mismatches != 0 || walk.end == WalkEnd::broken;
   view.status.truncated = walk.end == WalkEnd::limit;
   return view;
+}
+
+Result<std::optional<std::uint64_t>> read_start_of_pid(const Kernel &kernel, std::int32_t pid) {
+  TRY_ASSIGN(const PulseLayout *const f, kernel.layout<PulseLayout>());
+  if (!f->pid_namespace || !f->idr || !f->pid_tasks || !f->pid_links || !f->pid || !f->start)
+    return fail(ErrorCode::unsupported, "this kernel keeps its pids in no IDR");
+  if (pid <= 0)
+    return std::nullopt;
+  TRY_ASSIGN(const auto reader, XarrayReader::create(kernel));
+  TRY_ASSIGN(const auto found, reader.find_in_idr(*f->pid_namespace + f->idr->offset, static_cast<std::uint32_t>(pid)));
+  if (!found)
+    return std::nullopt;
+  // tasks[PIDTYPE_PID].first, a link in task_struct.pid_links[PIDTYPE_PID]; null while only a group or session has it.
+  const auto link = kernel.read_pointer(*found, *f->pid_tasks);
+  if (!link)
+    return fault(*found);
+  if (!*link)
+    return std::nullopt;
+  const Gva task = *link - f->pid_links->offset;
+  const auto number = kernel.read_field(task, *f->pid), start = kernel.read_field(task, *f->start);
+  if (!kernel.is_kernel_address(task) || !start || number != static_cast<std::uint64_t>(pid))
+    return fault(task);
+  return *start;
 }
 
 } // namespace lararium::linux_guest

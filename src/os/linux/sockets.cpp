@@ -197,6 +197,7 @@ public:
       : kernel_(kernel), types_(kernel.types()), f_(f), spaces_(spaces), set_(set), status_(status) {}
 
   void walk_all() {
+    heads_left_ = kernel_.memory().total_size() / 64;
     walk_tcp();
     walk_udp();
     walk_array("raw_v4_hashinfo", "raw_hashinfo", "ht");
@@ -257,13 +258,14 @@ private:
   // `count` heads, `stride` apart; in runs of a page, as most of them are empty.
   void walk_heads(Gva table, std::uint64_t count, std::uint64_t stride, std::uint64_t head, std::uint64_t node,
                   std::string_view what, bool numbered = false) {
-    if (!kernel_.is_kernel_address(table) || stride < 8 || stride > 256 || head + 8 > stride)
+    if (!kernel_.is_kernel_address(table) || stride < 8 || stride > 256 || head + 8 > stride || heads_left_ == 0)
       return;
-    if (count > std::min<std::uint64_t>(bucket_limit, kernel_.memory().total_size() / stride)) {
+    if (count > std::min<std::uint64_t>(bucket_limit, heads_left_)) {
       status_.truncated = true;
       status_.warn("the table of " + std::string(what) + " sockets claims more buckets than fit into memory");
       return;
     }
+    heads_left_ -= count;
     std::array<std::byte, page_size> buffer;
     const std::uint64_t per_read = buffer.size() / stride;
     for (std::uint64_t base = 0; base < count; base += per_read) {
@@ -422,6 +424,7 @@ private:
   ViewStatus &status_;
   // The smallest that hangs there is a TIME_WAIT socket of some 250 bytes.
   std::size_t steps_left_ = (1 << 18) + kernel_.memory().total_size() / 256;
+  std::size_t heads_left_ = 0; // of all tables together: crafted namespaces have a large one each
 };
 
 // Describes one socket as /proc/net and ss do.

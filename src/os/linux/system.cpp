@@ -40,6 +40,9 @@ Result<Pulse> LinuxSystem::pulse() { return read_pulse(*kernel_); }
 Result<View<std::uint32_t>> LinuxSystem::allocated_pids(std::uint32_t begin, std::uint32_t end) {
   return read_allocated_pids(*kernel_, begin, end);
 }
+Result<std::optional<std::uint64_t>> LinuxSystem::start_of_pid(std::int32_t pid) {
+  return read_start_of_pid(*kernel_, pid);
+}
 Result<View<Process>> LinuxSystem::processes(const ProcessQuery &query) { return read_processes(*kernel_, query); }
 Result<View<KernelModule>> LinuxSystem::modules() { return read_modules(*kernel_); }
 Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t pid) { return read_memory_regions(*kernel_, pid); }

@@ -85,6 +85,21 @@ Result<XarrayReader> XarrayReader::create(const Kernel &kernel) {
   return reader;
 }
 
+std::optional<std::uint32_t> XarrayReader::read_node(Gva node, Gva parent, std::uint32_t slot, std::uint32_t above,
+                                                     std::span<std::byte> bytes) const {
+  if (!kernel_->is_kernel_address(node) || !kernel_->space().read(node, bytes))
+    return std::nullopt;
+  const auto shift = load<std::uint8_t>(bytes, shift_.offset);
+  const auto offset = load<std::uint8_t>(bytes, offset_.offset);
+  const auto its_parent = load<std::uint64_t>(bytes, parent_.offset);
+  // Levels go down by one, save that the root may be anywhere.
+  const bool level_fits =
+      shift && *shift < 64 && *shift % slot_bits_ == 0 && (parent ? *shift + slot_bits_ == above : *shift < above);
+  if (!level_fits || !offset || !its_parent || *its_parent != parent.value || (parent && *offset != slot))
+    return std::nullopt;
+  return *shift;
+}
+
 bool XarrayReader::visit_node(Walk &walk, Gva node, Gva parent, std::uint32_t slot, std::uint32_t above,
                               std::uint64_t base) const {
   std::array<std::byte, node_size_limit> buffer;
@@ -95,18 +110,8 @@ bool XarrayReader::visit_node(Walk &walk, Gva node, Gva parent, std::uint32_t sl
     return false;
   }
   --walk.nodes_left;
-  if (!kernel_->is_kernel_address(node) || !kernel_->space().read(node, bytes)) {
-    ++walk.result.mismatches;
-    walk.result.at = node;
-    return true;
-  }
-  const auto shift = load<std::uint8_t>(bytes, shift_.offset);
-  const auto offset = load<std::uint8_t>(bytes, offset_.offset);
-  const auto its_parent = load<std::uint64_t>(bytes, parent_.offset);
-  // Levels go down by one, save that the root may be anywhere.
-  const bool level_fits =
-      shift && *shift < 64 && *shift % slot_bits_ == 0 && (parent ? *shift + slot_bits_ == above : *shift < above);
-  if (!level_fits || !offset || !its_parent || *its_parent != parent.value || (parent && *offset != slot)) {
+  const auto shift = read_node(node, parent, slot, above, bytes);
+  if (!shift) {
     ++walk.result.mismatches;
     walk.result.at = node;
     return true;
@@ -182,6 +187,37 @@ WalkResult XarrayReader::for_each(Gva xarray, std::size_t limit, const Visitor &
 WalkResult XarrayReader::for_each_of_idr(Gva idr, std::size_t limit, const Visitor &visit) const {
   const std::uint64_t base = idr_base_ ? kernel_->read_field(idr, *idr_base_).value_or(0) : 0;
   return for_each_from(idr + idr_tree_.offset, base, limit, visit);
+}
+
+Result<std::optional<Gva>> XarrayReader::find_in_idr(Gva idr, std::uint64_t id) const {
+  const std::uint64_t base = idr_base_ ? kernel_->read_field(idr, *idr_base_).value_or(0) : 0;
+  const auto head = kernel_->read_pointer(idr + idr_tree_.offset, head_);
+  if (!head)
+    return fault(idr);
+  if (id < base)
+    return std::nullopt;
+  std::array<std::byte, node_size_limit> buffer;
+  const auto bytes = std::span(buffer).first(node_size_);
+  std::uint64_t index = id - base, entry = head->value;
+  Gva parent;
+  for (std::uint32_t slot = 0, above = 64; classify(entry, radix_tree_, slot_count_) == EntryKind::node;) {
+    const Gva node{entry & ~tag_mask};
+    const auto shift = read_node(node, parent, slot, above, bytes);
+    if (!shift || (above != 64 && *shift >= above))
+      return fault(node);
+    slot = static_cast<std::uint32_t>(index >> *shift);
+    if (index >> *shift >= slot_count_)
+      return std::nullopt; // beyond the largest that is in use
+    index &= (std::uint64_t{1} << *shift) - 1;
+    entry = load<std::uint64_t>(bytes, slots_.offset + 8 * std::size_t{slot}).value_or(0);
+    above = *shift;
+    parent = node;
+    if (*shift == 0)
+      break;
+  }
+  if (index != 0 || classify(entry, radix_tree_, slot_count_) != EntryKind::pointer)
+    return std::nullopt;
+  return Gva{entry};
 }
 
 } // namespace lararium::linux_guest

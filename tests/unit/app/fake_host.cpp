@@ -114,6 +114,7 @@ public:
 
   Result<Pulse> pulse() override { return Pulse{boot_time, second, 500, 32768}; }
   Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return View<std::uint32_t>{}; }
+  Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t) override { return std::nullopt; }
   Result<View<Process>> processes(const ProcessQuery &query) override {
     View<Process> view{world_.processes, world_.status};
     if (query.only_pid)
@@ -423,6 +424,9 @@ public:
     return CoreSummary{3 << 20, 2 << 20, 1 << 20, {}};
   }
   Result<void> export_isf(const Profile &, const std::string &) override { return {}; }
+  Result<std::string> ask_guest_agent(const std::string &, std::string_view, const AskLimits &) override {
+    return fail(ErrorCode::not_found, "no agent");
+  }
 
 private:
   FakeWorld &world_;

@@ -16,18 +16,24 @@ protected:
   std::vector<std::byte> memory = std::vector<std::byte>(3 * 4096, std::byte{0x90});
   FirstLook first{begin, 2 * 4096, 0x1234567890abcdef};
   std::vector<Mask> masks;
+  bool masks_asked = false;
+  FirstLook::Sameness sameness{};
 
   // The lines that are not as they were.
   std::vector<Gva> look() {
     std::vector<Gva> lines;
-    first.look(
+    masks_asked = false;
+    sameness = first.look(
         [&](Gva at, std::span<std::byte> out) {
           if (at < begin || at - begin + out.size() > memory.size())
             return false;
           std::memcpy(out.data(), memory.data() + (at - begin), out.size());
           return true;
         },
-        masks,
+        [&] {
+          masks_asked = true;
+          return std::span<const Mask>(masks);
+        },
         [&](Gva line, Bytes found) {
           EXPECT_EQ(found.size(), FirstLook::line_bytes);
           EXPECT_EQ(0, std::memcmp(found.data(), memory.data() + (line - begin), found.size()));
@@ -90,6 +96,44 @@ TEST_F(FirstLookTest, IsBlindWhereCodeIsBeingChanged) {
   EXPECT_TRUE(look().empty()); // seen for the first time
   EXPECT_TRUE(look().empty());
   memory[300] = std::byte{0x90};
+  EXPECT_EQ(look().size(), 1U);
+}
+
+TEST_F(FirstLookTest, UntouchedPagesAreNotLookedAtCloser) {
+  using Sameness = FirstLook::Sameness;
+  masks = {{begin + 62, 5, Mask::Kind::hide, {}}};
+  for (const auto expected : {Sameness::different, Sameness::different, Sameness::same, Sameness::untouched}) {
+    EXPECT_TRUE(look().empty());
+    EXPECT_EQ(sameness, expected);
+    EXPECT_EQ(masks_asked, expected != Sameness::untouched);
+  }
+  memory[62] = std::byte{0xe8}; // what may change
+  EXPECT_TRUE(look().empty());
+  EXPECT_EQ(sameness, Sameness::same);
+  EXPECT_TRUE(look().empty());
+  EXPECT_EQ(sameness, Sameness::untouched);
+  for (std::size_t at = 0; at < 8192; at += 509) { // each byte counts
+    if (at >= 62 && at < 67)
+      continue;
+    memory[at] ^= std::byte{0x80};
+    EXPECT_EQ(look().size(), 1U) << at;
+    EXPECT_EQ(sameness, Sameness::different);
+    memory[at] ^= std::byte{0x80};
+    look();
+    look();
+    EXPECT_EQ(sameness, Sameness::untouched);
+  }
+}
+
+TEST_F(FirstLookTest, WhatAProbeExplainsIsLookedAtEachTime) {
+  look();
+  look();
+  memory[200] = std::byte{0xcc};
+  masks = {{begin + 200, 1, Mask::Kind::restore, {std::byte{0x90}}}};
+  EXPECT_TRUE(look().empty());
+  EXPECT_TRUE(look().empty());
+  EXPECT_EQ(sameness, FirstLook::Sameness::same);
+  masks.clear(); // the probe is gone, and its int3 is not
   EXPECT_EQ(look().size(), 1U);
 }
 

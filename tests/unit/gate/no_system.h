@@ -24,6 +24,7 @@ public:
   Result<SystemInfo> info() override { return none(); }
   Result<Pulse> pulse() override { return none(); }
   Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return none(); }
+  Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t) override { return none(); }
   Result<View<MemoryRegion>> memory_regions(std::int32_t) override { return none(); }
   Result<View<OpenFile>> open_files(std::optional<std::int32_t>) override { return none(); }
   Result<View<std::string>> environment(std::int32_t) override { return none(); }

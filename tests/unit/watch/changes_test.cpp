@@ -25,9 +25,13 @@ std::vector<std::string> types_of(Records &records) {
   return types;
 }
 
-std::vector<std::string> update(ProcessChanges &changes, std::vector<Process> now, ViewStatus status = {}) {
+// A kernel whose table of pids cannot be looked into.
+Result<std::optional<std::uint64_t>> no_table(std::int32_t) { return fail(ErrorCode::unsupported, "no table"); }
+
+std::vector<std::string> update(ProcessChanges &changes, std::vector<Process> now, ViewStatus status = {},
+                                const ProcessChanges::StartOfPid &start_of = no_table) {
   Records records;
-  changes.update({std::move(now), std::move(status)}, records);
+  changes.update({std::move(now), std::move(status)}, start_of, records);
   return types_of(records);
 }
 
@@ -64,6 +68,35 @@ TEST(ProcessChanges, RacedLookMustMissTwice) {
   EXPECT_EQ(update(changes, {process(1, 0, "init"), process(7, 9, "a")}), Types{});
   EXPECT_EQ(update(changes, {process(1, 0, "init")}, raced), Types{});
   EXPECT_EQ(update(changes, {process(1, 0, "init")}, raced), Types{"process_ended"});
+}
+
+TEST(ProcessChanges, WhoIsInTheTableOfPidsHasNotEnded) {
+  ProcessChanges changes;
+  std::map<std::int32_t, std::uint64_t> table{{1, 0}, {7, 9}};
+  const auto start_of = [&](std::int32_t pid) -> Result<std::optional<std::uint64_t>> {
+    return table.contains(pid) ? std::optional(table[pid]) : std::nullopt;
+  };
+  ViewStatus raced;
+  raced.raced = true;
+  update(changes, {process(1, 0, "init"), process(7, 9, "a")});
+  for (int i = 0; i < 3; ++i) { // taken out of the list, or behind where it is broken
+    EXPECT_EQ(update(changes, {process(1, 0, "init")}, {}, start_of), Types{});
+    EXPECT_EQ(update(changes, {process(1, 0, "init")}, raced, start_of), Types{});
+  }
+  EXPECT_EQ(update(changes, {process(1, 0, "init"), process(7, 9, "a")}, {}, start_of), Types{});
+  table[7] = 20; // another one
+  EXPECT_EQ(update(changes, {process(1, 0, "init")}, raced, start_of), Types{"process_ended"});
+  EXPECT_EQ(update(changes, {process(1, 0, "init"), process(7, 20, "b")}, raced, start_of), Types{"process_started"});
+  table.erase(7);
+  EXPECT_EQ(update(changes, {process(1, 0, "init")}, raced, start_of), Types{"process_ended"});
+}
+
+TEST(ProcessChanges, WhatCannotBeReadIsNoOtherProcess) {
+  ProcessChanges changes;
+  ViewStatus raced;
+  raced.raced = true;
+  update(changes, {process(1, 5, "init"), process(7, 9, "a")});
+  EXPECT_EQ(update(changes, {process(1, 5, "init"), process(7, 0, "a")}, raced), Types{});
 }
 
 TEST(ProcessChanges, TellsCredentials) {

@@ -53,6 +53,9 @@ public:
   [[nodiscard]] virtual Result<Pulse> pulse() = 0;
   // The pids of [begin, end) that the allocator has given out, those of threads, groups and sessions too, in order.
   [[nodiscard]] virtual Result<View<std::uint32_t>> allocated_pids(std::uint32_t begin, std::uint32_t end) = 0;
+  // When the process began that has this number in the table of pids, in ns since boot; nothing: none has it. A look
+  // past the list of processes, for one of them. An error: the table cannot be looked into.
+  [[nodiscard]] virtual Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t pid) = 0;
   [[nodiscard]] virtual Result<View<Process>> processes(const ProcessQuery &query) = 0;
   [[nodiscard]] virtual Result<View<MemoryRegion>> memory_regions(std::int32_t pid) = 0;
   [[nodiscard]] virtual Result<View<OpenFile>> open_files(std::optional<std::int32_t> pid) = 0;

@@ -81,7 +81,7 @@ public:
   [[nodiscard]] TextComparison compare(const Program &program, const ExecutableArea &area) const;
 
   // Whether the code at the program's entry is what its file has there, wherever that memory comes from: so it is where
-  // a program moved itself to huge pages. Nothing: the file's pages are not in memory.
+  // a program moved itself to huge pages. Nothing: no page of both is in memory.
   [[nodiscard]] std::optional<bool> entry_is_of_file(const Program &program) const;
 
   [[nodiscard]] MemorySample sample(const Program &program, const ExecutableArea &area) const;

@@ -31,11 +31,16 @@ public:
   WalkResult for_each(Gva xarray, std::size_t limit, const Visitor &visit) const;
   // The same for a struct idr; `index` is the id.
   WalkResult for_each_of_idr(Gva idr, std::size_t limit, const Visitor &visit) const;
+  // The pointer that a struct idr has for an id; nothing where it has none. A fault: the tree changed, or lies.
+  [[nodiscard]] Result<std::optional<Gva>> find_in_idr(Gva idr, std::uint64_t id) const;
 
 private:
   struct Walk;
   explicit XarrayReader(const Kernel &kernel) : kernel_(&kernel) {}
   WalkResult for_each_from(Gva xarray, std::uint64_t base, std::size_t limit, const Visitor &visit) const;
+  // The node's shift, where it is what its parent says.
+  [[nodiscard]] std::optional<std::uint32_t> read_node(Gva node, Gva parent, std::uint32_t slot, std::uint32_t above,
+                                                       std::span<std::byte> bytes) const;
   bool visit_node(Walk &walk, Gva node, Gva parent, std::uint32_t slot, std::uint32_t above, std::uint64_t base) const;
 
   const Kernel *kernel_;

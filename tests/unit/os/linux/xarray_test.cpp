@@ -106,6 +106,31 @@ TEST_F(Xarray, IdrAddsItsBase) {
   EXPECT_EQ(id, 5U);
 }
 
+TEST_F(Xarray, FindsOneOfAnIdr) {
+  fake.put(tree + 16, std::uint32_t{1});
+  const auto reader = XarrayReader::create(*fake.kernel);
+  ASSERT_TRUE(reader);
+  const auto find = [&](std::uint64_t id) { return reader->find_in_idr(tree, id); };
+  EXPECT_FALSE(find(1)->has_value());
+  head(object);
+  EXPECT_EQ(find(1)->value(), Gva{object});
+  EXPECT_FALSE(find(0)->has_value()); // below its base
+  EXPECT_FALSE(find(2)->has_value());
+  const Gva root = node(direct_map + 0x2000, 6, 0, {}), low = node(direct_map + 0x3000, 0, 3, root);
+  head(as_node(root));
+  slot(root, 3, as_node(low));
+  slot(low, 7, object + 8);
+  slot(low, 8, value(7));
+  EXPECT_EQ(find(1 + 3 * 64 + 7)->value(), Gva{object + 8});
+  for (const std::uint64_t id :
+       {std::uint64_t{1}, std::uint64_t{1 + 3 * 64 + 8}, std::uint64_t{1 + 64 * 64}, UINT64_MAX})
+    EXPECT_FALSE(find(id)->has_value()) << id;
+  node(low, 0, 4, root); // elsewhere
+  EXPECT_FALSE(find(1 + 3 * 64 + 7));
+  slot(root, 3, as_node(root)); // a circle
+  EXPECT_FALSE(find(1 + 3 * 64 + 7));
+}
+
 TEST_F(Xarray, StopsAtTheLimitAndWhenAsked) {
   const Gva root = node(direct_map + 0x2000, 0, 0, {});
   head(as_node(root));
