@@ -8,6 +8,13 @@ add_custom_command(OUTPUT ${manual}
   DEPENDS ${CMAKE_SOURCE_DIR}/man/lararium.1 VERBATIM)
 set(generated ${manual})
 
+configure_file(cmake/debian/changelog.in ${CMAKE_BINARY_DIR}/changelog @ONLY)
+set(changelog ${CMAKE_BINARY_DIR}/changelog.gz)
+add_custom_command(OUTPUT ${changelog}
+  COMMAND ${GZIP} -9nc ${CMAKE_BINARY_DIR}/changelog > ${changelog}
+  DEPENDS ${CMAKE_BINARY_DIR}/changelog VERBATIM)
+list(APPEND generated ${changelog})
+
 # The program writes its own completions, so that they never lag behind its options.
 foreach(shell bash zsh fish)
   set(script ${CMAKE_BINARY_DIR}/completions/lararium.${shell})
@@ -26,7 +33,9 @@ install(FILES ${CMAKE_BINARY_DIR}/completions/lararium.zsh RENAME _lararium
         DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions)
 install(FILES ${CMAKE_BINARY_DIR}/completions/lararium.fish RENAME lararium.fish
         DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
-install(FILES README.md docs/json.md docs/exit_codes.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES README.md cmake/debian/copyright ${changelog} DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES docs/json.md docs/exit_codes.md docs/records.md docs/attacks.md docs/protect.md docs/spec.md
+        DESTINATION ${CMAKE_INSTALL_DOCDIR}/docs) # where README.md says
 
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME lararium)
@@ -39,6 +48,7 @@ more. It needs no agent in the guest, no changes to QEMU and no symbol files.")
 set(CPACK_DEBIAN_PACKAGE_SECTION admin)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_CONTROL_EXTRA ${CMAKE_SOURCE_DIR}/cmake/debian/postrm)
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_INSTALL_DEFAULT_DIRECTORY_PERMISSIONS

@@ -39,6 +39,7 @@ SOURCES = {source.name: source for source in (
     Source("6.1", ("bookworm",), "linux-image-amd64"),
     Source("6.1-rt", ("bookworm",), "linux-image-rt-amd64"),
     Source("6.12-cloud", ("trixie", "bookworm-backports"), "linux-image-cloud-amd64"),
+    Source("6.12-rt", ("trixie", "bookworm-backports"), "linux-image-rt-amd64"),
     Source("6.12", ("trixie", "bookworm-backports"), "linux-image-amd64"),
     Source("7-cloud", ("sid", "forky", "trixie-backports"), "linux-image-cloud-amd64"),
     Source("7", ("sid", "forky", "trixie-backports"), "linux-image-amd64"),

@@ -6,8 +6,10 @@ namespace lararium::cli {
 namespace {
 
 // The linker defines these for a section whose name is a C identifier.
-extern "C" const CommandEntry *const __start_lararium_commands[]; // NOLINT(bugprone-reserved-identifier)
-extern "C" const CommandEntry *const __stop_lararium_commands[];  // NOLINT(bugprone-reserved-identifier)
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
+extern "C" const CommandEntry *const __start_lararium_commands[];
+extern "C" const CommandEntry *const __stop_lararium_commands[];
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 
 } // namespace
 

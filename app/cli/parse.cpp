@@ -124,10 +124,10 @@ Result<void> assign_arguments(const CommandEntry &entry, const Syntax &syntax, s
 std::size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), 0U);
-  for (std::size_t i = 0; i < a.size(); ++i) {
+  for (const char c : a) {
     std::size_t diagonal = row[0]++;
     for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t change = diagonal + (a[i] == b[j] ? 0 : 1);
+      const std::size_t change = diagonal + (c == b[j] ? 0 : 1);
       diagonal = row[j + 1];
       row[j + 1] = std::min({change, row[j] + 1, row[j + 1] + 1});
     }
@@ -182,9 +182,9 @@ void append_entry(std::string &out, std::string_view left, std::string_view righ
 std::string left_of(const OptionSpec &spec) {
   std::string names;
   const bool has_short = spec.names.size() > 1 && spec.names[1] != '-';
-  for (std::size_t at = 0; at < spec.names.size(); ++at) {
-    names += spec.names[at];
-    if (spec.names[at] == ',')
+  for (const char c : spec.names) {
+    names += c;
+    if (c == ',')
       names += ' ';
   }
   if (!has_short)

@@ -37,6 +37,7 @@ WHOLE = os.environ.get("LARARIUM_WHOLE") == "1"
 TRACE = bool(os.environ.get("LARARIUM_TRACE"))
 CHOSEN = re.compile(os.environ.get("LARARIUM_LIES", ""))
 DOCUMENTED = {0, 3, 7, 8, 9, 10, 11, 13}  # what bad guest memory may lead to
+RAW = "ps of a raw dump"
 FINDINGS = 20  # of `check`, which may take a lie for an attack
 
 NON_CANONICAL, USER, UNMAPPED = 0x4141414141414141, 0x400000, 0xfffffffffffe0000
@@ -50,6 +51,7 @@ class Lie:
     tell: typing.Callable
     cached: bool = True     # false: the lie is about the profile, so it must not come from the cache
     silent: bool = False    # no one could tell: only bounds and exit codes count
+    harmless: bool = False  # the commands that it is about must not fall for it: they print what they print without it
 
 
 @dataclasses.dataclass
@@ -621,24 +623,73 @@ def _(k, s):
     k.memory.write(begin, bytes(end - begin))
 
 
-@profile_lie("every BTF type refers to one", silent=True)
-def _(k, s):
+def change_btf_types(k, change):
+    """CHANGE(types, at, number, kind, count) may write to each type, a struct btf_type: name, info, size or type."""
     begin, _ = btf(k)
     header, type_begin, type_size, *_ = struct.unpack("<IIII", k.memory.read(begin + 4, 16))
     base = begin + header + type_begin
     types = bytearray(k.memory.read(base, type_size))
     at, number = 0, 1
-    cycle = None
     extra = {1: 4, 3: 12, 14: 4, 17: 4}
-    while at + 12 <= len(types):  # struct btf_type: name, info, size or type
+    while at + 12 <= len(types):
         info = struct.unpack_from("<I", types, at + 4)[0]
         kind, count = info >> 24 & 0x1f, info & 0xffff
-        if kind in (8, 9, 10, 11):  # typedef and qualifiers
-            cycle = cycle or number
-            struct.pack_into("<I", types, at + 8, cycle)
+        change(types, at, number, kind, count)
         at += 12 + extra.get(kind, 0) + {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}.get(kind, 0) * count
         number += 1
     k.memory.write(base, bytes(types))
+
+
+@profile_lie("every BTF type refers to one", silent=True)
+def _(k, s):
+    first = []
+
+    def change(types, at, number, kind, count):
+        if kind in (8, 9, 10, 11):  # typedef and qualifiers
+            first.append(number)
+            struct.pack_into("<I", types, at + 8, first[0])
+    change_btf_types(k, change)
+
+
+def change_members(k, change):
+    """CHANGE(bits) gives where a member lies that lay there."""
+    def each(types, at, number, kind, count):
+        if kind in (4, 5):  # struct and union: members of name, type and offset
+            for place in range(at + 12 + 8, at + 12 + 12 * count, 12):
+                bits = struct.unpack_from("<I", types, place)[0]
+                struct.pack_into("<I", types, place, bits & 0xff000000 | change(bits & 0xffffff))
+    change_btf_types(k, each)
+
+
+@profile_lie("BTF's members lie as far away as can be", "ps", "modules", "info")
+def _(k, s):
+    change_members(k, lambda bits: 0xfffff8)
+
+
+@profile_lie("BTF's members all lie at the beginning", silent=True)
+def _(k, s):
+    change_members(k, lambda bits: 0)
+
+
+@profile_lie("BTF's members lie between bytes", silent=True)
+def _(k, s):
+    change_members(k, lambda bits: bits + 3)
+
+
+@profile_lie("every BTF structure is a member of itself", silent=True)
+def _(k, s):
+    def change(types, at, number, kind, count):
+        if kind in (4, 5):
+            for place in range(at + 12, at + 12 + 12 * count, 12):
+                struct.pack_into("<II", types, place, 0, number)  # without a name: it is looked into
+    change_btf_types(k, change)
+
+
+@profile_lie("BTF's types scrambled")
+def _(k, s):
+    begin, _ = btf(k)
+    header, type_begin, type_size, *_ = struct.unpack("<IIII", k.memory.read(begin + 4, 16))
+    k.memory.write(begin + header + type_begin, os.urandom(type_size))
 
 
 @profile_lie("kallsyms of two thousand million symbols")
@@ -677,6 +728,66 @@ def _(k, s):
     page = k.get(k.symbol("vmcoreinfo_data"))
     text = k.memory.read(page, 4096)
     k.memory.write(page, re.sub(rb"(SYMBOL\(swapper_pg_dir\)=)[0-9a-f]{8}", rb"\g<1>ffffffff", text))
+
+
+# Without registers, as in a raw dump, the kernel is found by a search for VMCOREINFO.
+
+def vmcoreinfo(k, table):
+    """The kernel's VMCOREINFO with another place, physical, of the page tables."""
+    text = k.memory.read(k.get(k.symbol("vmcoreinfo_data")), 4096)
+    base = int(re.search(rb"NUMBER\(phys_base\)=(-?\d+)", text)[1])
+    address = 0xffffffff80000000 + table - base & (1 << 64) - 1
+    changed = re.sub(rb"(SYMBOL\(swapper_pg_dir\)=)[0-9a-f]+", rb"\g<1>%016x" % address, text)
+    return changed[:4096].ljust(4096, b"\0")
+
+
+def kernel_that_is_not_there(k, table, image):
+    """Page tables, three pages, that map 16 MiB of physical memory where a kernel could be."""
+    for page in (table, table + 4096):
+        k.memory.write_physical(page, struct.pack("<Q", page + 4096 | 0x63) * 512)
+    k.memory.write_physical(table + 8192, struct.pack("<8Q", *(image + (i << 21) | 0xe3 for i in range(8))))
+
+
+LOW = 0x8000  # in the first 64 KiB, which Linux does not use, and which a search comes to first
+
+
+@lie("a second VMCOREINFO that leads nowhere", RAW, harmless=True, cached=False)
+def _(k, s):
+    for place in (LOW, s.physical_region(k, 4096)):
+        k.memory.write_physical(place, vmcoreinfo(k, 1 << 46))
+
+
+@lie("a stale VMCOREINFO of a kernel that is no longer there", RAW, harmless=True, cached=False)
+def _(k, s):
+    base = s.physical_region(k, 32 << 20)
+    kernel_that_is_not_there(k, base, base + (2 << 20))
+    k.memory.write_physical(LOW, vmcoreinfo(k, base))
+
+
+@lie("VMCOREINFO without what it should tell", RAW, harmless=True, cached=False)
+def _(k, s):
+    text = vmcoreinfo(k, 0)
+    for number, word in enumerate((b"swapper_pg_dir", b"phys_base", b"OSRELEASE")):
+        k.memory.write_physical(LOW + 4096 * number, text.replace(word, b"x" * len(word)))
+    k.memory.write_physical(LOW + 4096 * 3, b"OSRELEASE=" + b"9" * 4086)
+    k.memory.write_physical(LOW + 4096 * 4, text.replace(b"\n", b"\0"))
+
+
+@lie("a second VMCOREINFO, and page tables that point to themselves", RAW, harmless=True, cached=False)
+def _(k, s):
+    base = s.physical_region(k, 4096)
+    k.memory.write_physical(base, struct.pack("<Q", base | 0x63) * 512)
+    k.memory.write_physical(LOW, vmcoreinfo(k, base))
+
+
+@lie("sixteen thousand VMCOREINFOs, each with half a thousand empty page tables", RAW, silent=True, cached=False)
+def _(k, s):
+    base = s.physical_region(k, ARENA)
+    k.memory.write_physical(base, struct.pack("<Q", base + 4096 | 0x63) * 512)
+    k.memory.write_physical(base + 4096, struct.pack("<Q", base + 8192 | 0x63) * 512)
+    k.memory.write_physical(base + 8192, struct.pack("<Q", base + 12288 | 0x63) * 512)
+    page = vmcoreinfo(k, base)
+    k.memory.write_physical(base + 16384, page * (ARENA // 4096 - 4))
 
 
 # --------------------------------------------------------------------------------------------------------- page tables
@@ -1098,11 +1209,25 @@ class HostileGuest(harness.GuestTest):
             "procmem": ("procmem", pid, "--json", "--force", "-o", f"{folder}/core"),
             "recover": ("recover", self.scene.exe, "--json", "-o", f"{folder}/file"),
             "dump": ("dump", f"{folder}/dump", "--json", "--force"),
+            RAW: ("ps", "--json"),
         }
         return commands
 
-    def run_one(self, command, cached=True):
-        words = [str(harness.BINARY), command[0], str(self.guest.pid), *command[1:]]
+    def target_of(self, key):
+        """The VM; for RAW its memory as a file, which tells of no registers."""
+        if key != RAW:
+            return str(self.guest.pid)
+        path = pathlib.Path(self.folder.name, "raw")
+        with open(path, "wb") as file:
+            file.truncate(MEMORY)
+            for begin, end in self.memory.data_ranges():
+                file.seek(begin)
+                file.write(self.memory.read_physical(begin, end - begin))
+        return str(path)
+
+    def run_one(self, key, cached=True):
+        command = self.commands()[key]
+        words = [str(harness.BINARY), command[0], self.target_of(key), *command[1:]]
         if not cached:
             words.append("--no-cache")
 
@@ -1157,7 +1282,7 @@ class HostileGuest(harness.GuestTest):
         self.scene = Scene(self)
         commands = self.commands()
         changing = {"top", "dump", "procmem", "recover", "check handlers", "check processes"}  # check says how long it took
-        baseline = {key: self.run_one(command) for key, command in commands.items()}
+        baseline = {key: self.run_one(key) for key in commands}
         missing = {key for key, outcome in baseline.items()
                    if outcome.code and not (outcome.command[0] == "check" and outcome.code == FINDINGS)}
         for key in sorted(missing):
@@ -1177,8 +1302,8 @@ class HostileGuest(harness.GuestTest):
             # Six checks of four looks each: a crowd of made-up processes or network namespaces takes them, all together,
             # longer than the bound for one command.
             keys = [key for key in keys if key != "check processes" or key in lie_.about]
-            if "dump" not in lie_.about:
-                keys = [key for key in keys if key != "dump"]  # half a second each; it knows of little that lies
+            # Half a second each; they know of little that lies.
+            keys = [key for key in keys if key not in ("dump", RAW) or key in lie_.about]
             with self.memory.undone():
                 try:
                     lie_.tell(self.kernel, self.scene)
@@ -1188,19 +1313,22 @@ class HostileGuest(harness.GuestTest):
                 if TRACE:
                     print(f"# {lie_.name}", flush=True)
                 for key in keys:
-                    outcome = self.run_one(commands[key], lie_.cached)
+                    outcome = self.run_one(key, lie_.cached)
                     runs += 1
                     told += key in lie_.about
                     slowest = max(slowest, (outcome.seconds, f"{lie_.name}: {key}"))
                     largest = max(largest, (outcome.resident, f"{lie_.name}: {key}"))
                     with self.subTest(lie=lie_.name, command=key):
+                        if lie_.harmless and key in lie_.about:
+                            self.assertEqual(outcome.stdout, baseline[key].stdout, outcome.stderr)
+                            continue
                         problem = self.judge(outcome, lie_, key)
                         if problem:
                             self.fail(problem)
             for key in {"ps", *lie_.about} - changing - missing:
                 if key in commands and (WHOLE or key != "symbols"):
                     with self.subTest(lie=f"{lie_.name}, taken back", command=key):
-                        self.assertEqual(self.run_one(commands[key]).stdout, baseline[key].stdout)
+                        self.assertEqual(self.run_one(key).stdout, baseline[key].stdout)
         print(f"{applied} lies, {runs} runs; the slowest {slowest[0]:.2f} s of CPU time ({slowest[1]}), "
               f"the largest {largest[0] >> 20} MiB ({largest[1]})")
         self.guest.qmp("cont")

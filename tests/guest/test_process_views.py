@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """info, ps, modules and symbols, compared with what the guest's own /proc says."""
 
+import gzip
+import json
+import os
 import re
+import subprocess
 import time
 
 import harness
@@ -47,6 +51,50 @@ class ProcessViews(harness.GuestTest):
                 break
         self.assertEqual(strangers, set(), "seen from outside, never in the guest's /proc")
         self.assertGreater(len(before & after), 40)
+
+    def test_arguments_look_after_look(self):
+        """One attached Lararium remembers where arguments lie; programs change, end and come meanwhile."""
+        program = harness.BINARY.parent / "list_again"
+        if not program.exists():
+            self.skipTest(f"{program} is not built")
+        self.guest.check("mkfifo /tmp/go")
+        changing = self.guest.start("sh -c 'echo ready; read word </tmp/go; exec sleep 4321'")
+        self.addCleanup(changing.stop, "KILL")
+        ending = self.guest.start("sh -c 'echo ready; exec sleep 1111'")
+        with subprocess.Popen([program, str(self.guest.pid)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              env={**os.environ, "LARARIUM_CACHE": self.cache.name}) as lister:
+            def look():
+                lister.stdin.write("\n")
+                lister.stdin.flush()
+                return {int(pid): words for pid, words in json.loads(lister.stdout.readline()).items()}
+
+            def assert_all():
+                inside = {pid: words.split(b"\0")[:-1] for pid, words in self.command_lines().items()}
+                outside = {pid: list(map(harness.bytes_of, words)) for pid, words in look().items()}
+                compared = [pid for pid in inside.keys() & outside.keys() if inside[pid] and inside[pid][0] != b"cat"]
+                self.assertGreater(len(compared), 25)
+                for pid in compared:
+                    self.assertEqual(outside[pid], inside[pid], pid)
+
+            assert_all()
+            self.assertEqual(look()[changing.pid][0], "sh")
+            self.guest.check(f"echo >/tmp/go; until grep -q 4321 /proc/{changing.pid}/cmdline; do usleep 20000; done")
+            self.assertEqual(look()[changing.pid], ["sleep", "4321"])
+            ending.stop("KILL")
+            self.addCleanup(self.guest.start("sh -c 'echo ready; exec sleep 2222'").stop, "KILL")
+            for _ in range(20):  # more than a place is trusted for
+                found = look()
+            self.assertNotIn(ending.pid, found)
+            self.assertIn(["sleep", "2222"], found.values())
+            assert_all()
+            lister.stdin.close()
+        self.assertEqual(lister.returncode, 0)
+
+    def command_lines(self):
+        """What the guest's /proc says, as bytes."""
+        text = self.guest.run_bytes('for d in /proc/[0-9]*; do echo "=== ${d##*/}"; cat $d/cmdline; echo; done')[1]
+        blocks = re.split(rb"(?:^|\n)=== (\d+)\n", text)  # what stands between, the numbers among it
+        return {int(pid): words for pid, words in zip(blocks[1::2], blocks[2::2])}
 
     def test_status_agrees(self):
         text = self.guest.check(proc_files("status"))
@@ -194,7 +242,9 @@ class ProcessViews(harness.GuestTest):
 
     def test_symbols_agree(self):
         inside = {}
-        for line in self.guest.check("cat /proc/kallsyms", timeout=240).splitlines():
+        code, packed = self.guest.run_bytes("gzip -1c /proc/kallsyms", timeout=240)  # ten megabytes, by a slow console
+        self.assertEqual(code, 0)
+        for line in gzip.decompress(packed).decode().splitlines():
             address, _, rest = line.partition(" ")
             kind, _, name = rest.partition(" ")
             inside.setdefault((int(address, 16), name.split("\t")[0]), kind)

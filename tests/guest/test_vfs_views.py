@@ -127,7 +127,7 @@ class VfsViews(harness.GuestTest):
         folder = f"/proc/{pid}/task/{task}" if task else f"/proc/{pid}"
         script = (f"cd {folder}/fd && for n in *; do printf '\\001%s\\002' $n; readlink $n; printf '\\002'; "
                   f"stat -L -c '%i %s %h %D %f' $n; printf '\\002'; cat {folder}/fdinfo/$n; done")
-        text = self.guest.run_bytes(script)[1]
+        text = self.guest.run_bytes(script, timeout=300)[1]
         inside, outside = {}, {}
         for part in text.split(b"\x01")[1:]:
             number, link, status, info = part.split(b"\x02")

@@ -15,6 +15,7 @@ constexpr Gva image_region_end{0xffffffffc0000000};
 constexpr std::uint64_t smallest_image = 8 << 20;
 constexpr std::size_t extent_limit = 4096;
 constexpr std::size_t location_limit = 16;
+constexpr std::size_t vmcoreinfo_limit = 256; // there is one, and what kexec and resets left: more is a lie
 
 std::optional<KernelLocation> location_under(const PhysicalMemory &memory, x86_64::PageTableRoot root,
                                              std::string found_by) {
@@ -104,11 +105,12 @@ std::vector<KernelLocation> locate_kernels(const Target &target, const std::vect
   if (!target.hints.vmcoreinfo.empty())
     if (const auto parsed = Vmcoreinfo::parse(target.hints.vmcoreinfo))
       add_from_vmcoreinfo(locations, memory, *parsed, "the dump's VMCOREINFO");
+  std::size_t looked_at = 0;
   if (search_memory)
     search_vmcoreinfo(memory, [&](Gpa address, Bytes bytes) {
       if (const auto parsed = Vmcoreinfo::read(bytes))
         add_from_vmcoreinfo(locations, memory, *parsed, fmt::format("the VMCOREINFO at {:#x}", address.value));
-      return locations.size() < location_limit;
+      return locations.size() < location_limit && ++looked_at < vmcoreinfo_limit;
     });
   return locations;
 }

@@ -231,12 +231,35 @@ std::optional<std::int64_t> boot_time_ns(const Kernel &kernel) {
 
 namespace {
 
+// Where the page table entries lie that map the processes' arguments, kept from one look to the next: a page table
+// stays where it is as long as what it maps is mapped, so that the tables above need not be read each time. The entry
+// itself is. A process may unmap its arguments and map them again, which nothing here tells: a place is found anew
+// every so many looks.
+struct ArgumentPlaces {
+  struct Place {
+    Gva task;
+    std::uint64_t start_time = 0, exec_id = 0; // with `task`: this process, and since its last execve
+    Gva pgd, begin;
+    Gpa entry; // 0: not found
+    std::uint32_t looks = 0;
+
+    [[nodiscard]] bool is_of(const Place &other) const {
+      return task == other.task && start_time == other.start_time && exec_id == other.exec_id && pgd == other.pgd &&
+             begin == other.begin;
+    }
+  };
+  static constexpr std::uint32_t looks_limit = 16;
+  mutable std::vector<Place> last; // in the order of the task list
+
+  static Result<ArgumentPlaces> resolve(const Kernel &) { return ArgumentPlaces{}; }
+};
+
 // Everything `ps` reads of a task, resolved once.
 struct ProcessLayout {
   // task_struct
   FieldLocation pid, tgid, real_parent, comm, flags, signal, real_cred, mm, state, start_time, utime, stime,
       exec_runtime, static_priority, thread_pid;
-  std::optional<FieldLocation> exit_state, cpu, login_uid, nsproxy, cgroups, fs;
+  std::optional<FieldLocation> exit_state, cpu, login_uid, nsproxy, cgroups, fs, exec_id;
   // signal_struct
   FieldLocation thread_count, group_utime, group_stime, pids;
   std::optional<FieldLocation> group_runtime, tty;
@@ -282,6 +305,7 @@ struct ProcessLayout {
     f.nsproxy = layout.optional("task_struct", "nsproxy");
     f.cgroups = layout.optional("task_struct", "cgroups");
     f.fs = layout.optional("task_struct", "fs");
+    f.exec_id = layout.optional("task_struct", "self_exec_id");
     f.thread_count = layout.require("signal_struct", "nr_threads");
     f.group_utime = layout.require("signal_struct", "utime");
     f.group_stime = layout.require("signal_struct", "stime");
@@ -386,13 +410,13 @@ std::string terminal_name(std::string name) {
 
 class ProcessReader {
 public:
-  ProcessReader(const Kernel &kernel, const ProcessLayout &layout, const ProcessQuery &query,
-                std::optional<PathResolver> paths, ViewStatus &status)
+  ProcessReader(const Kernel &kernel, const ProcessLayout &layout, const ArgumentPlaces &places,
+                const ProcessQuery &query, std::optional<PathResolver> paths, ViewStatus &status)
       : kernel_(kernel), f_(layout), query_(query), paths_(std::move(paths)), boot_time_(boot_time_ns(kernel)),
-        status_(status), text_left_(view_text_limit(kernel)) {
+        status_(status), text_left_(view_text_limit(kernel)), known_places_(places.last) {
     lines_.task = lines_of({f_.real_parent, f_.comm, f_.flags, f_.state, f_.exit_state, f_.start_time,
                             f_.static_priority, f_.cpu, f_.login_uid, f_.real_cred, f_.thread_pid, f_.nsproxy,
-                            f_.signal, f_.mm, f_.utime, f_.stime, f_.exec_runtime, f_.cgroups});
+                            f_.signal, f_.mm, f_.utime, f_.stime, f_.exec_runtime, f_.cgroups, f_.exec_id});
     lines_.signal = lines_of({f_.thread_count, f_.group_utime, f_.group_stime, f_.pids, f_.group_runtime, f_.tty});
     lines_.cred =
         lines_of({f_.uid, f_.fsgid, f_.cap_inheritable, f_.cap_bounding, f_.cap_ambient, f_.user_ns, f_.group_info});
@@ -429,7 +453,7 @@ public:
 
   // Has the memory brought near that read() is going to look at, for some tasks together: their objects lie anywhere,
   // so that without this every step from one to the next would wait for memory, or cost a system call of its own.
-  // Nothing that is seen here is kept.
+  // Of what is seen here only places are kept, where arguments are looked for.
   void expect(std::span<const TaskEntry> entries) {
     for (const auto &entry : entries)
       expect_lines(entry.task, lines_.task);
@@ -448,7 +472,10 @@ public:
     expect_now();
 
     walks_.clear();
+    batch_ = places_.size();
     for (const auto &entry : entries) {
+      if (entry.pid != entry.tgid && !query_.threads)
+        continue;
       const auto mm = kernel_.read_pointer(entry.task, f_.mm);
       if (!mm || !kernel_.is_kernel_address(*mm))
         continue;
@@ -457,13 +484,29 @@ public:
           expected_.push_back(*file + f_.file_path.offset);
       const auto pgd = query_.arguments ? kernel_.read_pointer(*mm, f_.pgd) : std::nullopt;
       const auto begin = kernel_.read_pointer(*mm, f_.arg_start);
-      const auto root = pgd && begin ? page_table_of(kernel_, *pgd) : std::nullopt;
-      if (root && x86_64::is_canonical(*begin, root->levels))
-        walks_.push_back({root->table, *begin, root->levels});
+      if (!pgd || !begin)
+        continue;
+      ArgumentPlaces::Place place{entry.task,
+                                  number<std::uint64_t>(entry.task, f_.start_time),
+                                  number<std::uint64_t>(entry.task, f_.exec_id),
+                                  *pgd,
+                                  *begin,
+                                  {},
+                                  0};
+      if (const auto *known = f_.exec_id ? known_place(place) : nullptr) {
+        place.looks = known->looks + 1;
+        walks_.push_back({known->entry.page(), *begin, 1, places_.size()});
+        places_.push_back(place);
+      } else if (const auto root = page_table_of(kernel_, *pgd); root && x86_64::is_canonical(*begin, root->levels)) {
+        walks_.push_back({root->table, *begin, root->levels, places_.size()});
+        places_.push_back(place);
+      }
     }
     expect_now();
     expect_arguments();
   }
+
+  [[nodiscard]] std::vector<ArgumentPlaces::Place> take_places() { return std::move(places_); }
 
   // CPU time as /proc/PID/stat reports it: the ticks' ratio of user and system time applied to the exact run time
   // (cputime_adjust() in kernel/sched/cputime.c).
@@ -528,8 +571,22 @@ private:
   struct ArgumentWalk {
     Gpa table;
     Gva address;
-    int level = 0; // of `table`; 0: it is the page that holds the arguments
+    int level = 0;         // of `table`; 0: it is the page that holds the arguments
+    std::size_t place = 0; // in places_
   };
+
+  // The list keeps its order, and new tasks come at its end: what is looked for lies at most a few further on.
+  [[nodiscard]] const ArgumentPlaces::Place *known_place(const ArgumentPlaces::Place &wanted) {
+    constexpr std::size_t ended_between = 64;
+    for (std::size_t i = next_known_; i < known_places_.size() && i < next_known_ + ended_between; ++i)
+      if (known_places_[i].task == wanted.task) {
+        next_known_ = i + 1;
+        const auto &known = known_places_[i];
+        return known.is_of(wanted) && known.entry.value != 0 && known.looks < ArgumentPlaces::looks_limit ? &known
+                                                                                                          : nullptr;
+      }
+    return nullptr;
+  }
   void expect_arguments() {
     const auto place_of = [](const ArgumentWalk &walk) {
       return walk.level == 0 ? walk.table + walk.address.page_offset()
@@ -545,6 +602,8 @@ private:
         if (walk.level == 0 || !kernel_.memory().read(place_of(walk), writable_bytes_of(value)) ||
             (value & x86_64::entry::present) == 0 || (walk.level > 1 && (value & x86_64::entry::large) != 0))
           return true;
+        if (walk.level == 1)
+          places_[walk.place].entry = place_of(walk);
         walk.table = Gpa{value & x86_64::entry::address_mask};
         --walk.level;
         return false;
@@ -659,21 +718,37 @@ private:
     return sum;
   }
 
+  // What lies in the first page, by the place that expect() found; how many bytes.
+  [[nodiscard]] std::size_t read_first_page(Gva task, Gva begin, std::span<std::byte> out) const {
+    const auto place = std::find_if(places_.begin() + static_cast<std::ptrdiff_t>(batch_), places_.end(),
+                                    [&](const auto &each) { return each.task == task; });
+    std::uint64_t value = 0;
+    if (place == places_.end() || place->begin != begin || place->entry.value == 0 ||
+        !kernel_.memory().read(place->entry, writable_bytes_of(value)) || (value & x86_64::entry::present) == 0)
+      return 0;
+    const auto part = out.first(std::min<std::size_t>(out.size(), page_size - begin.page_offset()));
+    return kernel_.memory().read(Gpa{value & x86_64::entry::address_mask} + begin.page_offset(), part) ? part.size()
+                                                                                                       : 0;
+  }
+
   void read_arguments(Process &p, Gva mm) {
     const auto pgd = kernel_.read_pointer(mm, f_.pgd);
     const auto begin = kernel_.read_pointer(mm, f_.arg_start);
     const auto end = kernel_.read_pointer(mm, f_.arg_end);
     if (!pgd || !begin || !end || *end <= *begin)
       return;
-    const auto root = page_table_of(kernel_, *pgd);
-    if (!root) {
-      contradiction(fmt::format("the page table of process {} leads out of readable kernel memory", p.pid));
-      return;
-    }
     const std::uint64_t whole = *end - *begin;
     const std::size_t length = std::min<std::uint64_t>(whole, argument_bytes_limit);
     buffer_.resize(length);
-    const std::size_t got = read_uncached(kernel_.memory(), *root, *begin, buffer_);
+    std::size_t got = read_first_page(p.task, *begin, buffer_);
+    if (got < length && (got == 0 || (*begin + got).page_offset() == 0)) {
+      const auto root = page_table_of(kernel_, *pgd);
+      if (!root) {
+        contradiction(fmt::format("the page table of process {} leads out of readable kernel memory", p.pid));
+        return;
+      }
+      got += read_uncached(kernel_.memory(), *root, *begin + got, std::span(buffer_).subspan(got));
+    }
     p.arguments_truncated = got < whole;
     std::size_t at = 0;
     while (at < got && p.arguments.size() < argument_count_limit) {
@@ -744,6 +819,10 @@ private:
   std::vector<Gva> expected_;
   std::vector<Gpa> expected_places_;
   std::vector<ArgumentWalk> walks_;
+  const std::vector<ArgumentPlaces::Place> &known_places_;
+  std::size_t next_known_ = 0;
+  std::vector<ArgumentPlaces::Place> places_; // of this look
+  std::size_t batch_ = 0;                     // where those of the tasks begin that were expected last
   std::unordered_map<std::uint64_t, std::string> cgroup_paths_;
 };
 
@@ -843,7 +922,8 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
   if (query.paths || query.current_directory) {
     TRY_ASSIGN(paths, PathResolver::create(kernel));
   }
-  ProcessReader reader(kernel, *layout, query, std::move(paths), view.status);
+  TRY_ASSIGN(const ArgumentPlaces *places, kernel.layout<ArgumentPlaces>());
+  ProcessReader reader(kernel, *layout, *places, query, std::move(paths), view.status);
 
   view.items.reserve(query.only_pid ? 1 : tasks.size());
   std::size_t ahead = 0;
@@ -888,6 +968,8 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
   }
   if (query.only_pid && view.items.empty())
     return fail(ErrorCode::not_found, "the guest has no process " + std::to_string(*query.only_pid));
+  if (query.arguments && !query.only_pid)
+    places->last = reader.take_places();
   return view;
 }
 

@@ -31,6 +31,9 @@ public:
       return std::nullopt;
     visited_ += std::min(aggregate->count, visit_limit);
     for (const auto &member : types_.members_for(type, name)) {
+      // What begins behind the end of its structure (an array without a length at the most ends it) is none of it.
+      if (member.bit_offset > std::uint64_t{aggregate->size} * 8)
+        continue;
       if (member.name == name)
         return Place{member.type, member.bit_offset, member.bit_size};
       if (!member.name.empty() || depth == nesting_limit)

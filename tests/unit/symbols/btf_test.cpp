@@ -71,6 +71,24 @@ TEST(Btf, FindsMembersThroughNestedAndAnonymousStructures) {
   EXPECT_FALSE(types->size_of(0));
 }
 
+TEST(Btf, WhatBeginsBehindItsStructureIsNoMember) {
+  BtfBuilder builder;
+  const auto number = builder.integer("int", 4, true);
+  const auto inner = builder.structure("", 4, {{"inside", number, 0}});
+  builder.structure("task", 8,
+                    {{"first", number, 0},
+                     {"tail", builder.array(number, 0), 64},
+                     {"behind", number, 72},
+                     {"", inner, 128},
+                     {"far", number, 0xffff'fff8}});
+  const auto types = parse(builder);
+  ASSERT_TRUE(types);
+  expect_field(*types, "task", "first", 0, 4);
+  expect_field(*types, "task", "tail", 8, 0);
+  for (const char *path : {"behind", "inside", "far"})
+    EXPECT_FALSE(types->field("task", path)) << path;
+}
+
 TEST(Btf, MembersForANameAreThatOneAndThoseWithoutName) {
   BtfBuilder builder;
   const auto number = builder.integer("int", 4, true);
