@@ -58,7 +58,8 @@ void print_record(Output &out, const Record &record, bool json) {
   out.buffer() += '\n';
   if (!record.finding)
     return;
-  constexpr std::array shown{"expected_bytes", "found_bytes", "vcpu", "action", "after_microseconds"};
+  constexpr std::array shown{"expected_bytes", "found_bytes", "expected",          "found",
+                             "vcpu",           "action",      "after_microseconds"};
   for (const RecordField &field : record.fields)
     if (std::ranges::find(shown, field.name) != shown.end()) {
       out.styled(Style::dim, fmt::format("             {:<18}", field.name));

@@ -26,7 +26,7 @@ constexpr std::size_t faults_at_once = 32;
 constexpr std::uint32_t cpu_limit = 256, most_bells = 2;
 constexpr std::size_t banner_bytes = 64;
 constexpr auto landing_limit = 2ms; // for a write that was let go to be done
-constexpr auto registers_limit = 2s;
+constexpr std::chrono::milliseconds registers_limit = 2s, registers_pause = 2s, kernel_pause = 100ms;
 constexpr int removal_tries = 50;
 
 struct Slot {
@@ -258,7 +258,8 @@ private:
   void hold_bell(std::uint32_t cpu);
   void scan(std::vector<GateEvent> &events, std::vector<Tampering> &tamperings);
   void take_write(std::uint64_t offset, const WriteFault &fault);
-  void look_at_the_rest();
+  void look_at_kernel();
+  void look_at_calls();
   void settle(std::vector<Tampering> &tamperings);
   [[nodiscard]] Outcome put_back(Changed &changed);
   void begin(Repair repair);
@@ -266,6 +267,7 @@ private:
   void tell(Changed changed, std::vector<Tampering> &tamperings);
   [[nodiscard]] bool kernel_is_there() const;
   [[nodiscard]] bool kernel_is_running() const;
+  [[nodiscard]] bool look_at_registers();
   [[nodiscard]] bool was_reset() const { return options_.not_reset && options_.not_reset() == false; }
   [[nodiscard]] std::string place_name(std::uint64_t offset) const;
 
@@ -294,7 +296,7 @@ private:
   std::vector<std::pair<Gpa, Clock::time_point>> spurious_; // bells that somebody wrote to, held again then
   std::optional<Repair> repair_;
   std::future<Result<std::vector<VcpuRegisters>>> registers_;
-  Clock::time_point next_poll_, awake_until_;
+  Clock::time_point next_poll_, next_look_, next_registers_, awake_until_;
   bool awake_ = false, lost_ = false, in_guest_ = false;
 };
 
@@ -711,7 +713,7 @@ Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<Ga
         return {};
       }
     }
-    auto until = std::min(end, next_poll_);
+    auto until = std::min({end, next_poll_, next_look_});
     if (!changed_.empty() || repair_ || !spurious_.empty())
       until = std::min(until, now + 50us);
     const auto left =
@@ -727,8 +729,12 @@ Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<Ga
     }
     settle(tamperings);
     if (now >= next_poll_ && count == 0) {
-      look_at_the_rest();
+      look_at_calls();
       next_poll_ = now + options_.poll;
+    }
+    if (now >= next_look_ && count == 0) {
+      look_at_kernel();
+      next_look_ = now + kernel_pause;
     }
     if (lost_) {
       let_go();
@@ -788,12 +794,14 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
     changed_.push_back(std::move(changed));
 }
 
-void Gate::State::look_at_the_rest() {
+void Gate::State::look_at_kernel() {
   system_.refresh();
-  if (was_reset() || !kernel_is_there()) {
-    lost_ = true;
-    return;
-  }
+  lost_ = lost_ || was_reset() || !kernel_is_there() || !look_at_registers();
+}
+
+// What leads to us, and is not held: compared, often, as it is little.
+void Gate::State::look_at_calls() {
+  memory_.refresh();
   const auto compare = [&](Gpa place, Bytes expected, auto &&what, Gva address) {
     std::array<std::byte, 8> now{};
     const auto part = std::span(now).first(expected.size());
@@ -845,6 +853,23 @@ bool Gate::State::kernel_is_running() const {
   const auto running = kernel_.types().enumerator("SYSTEM_RUNNING");
   return state && running && kernel_is_there() &&
          kernel_.read<std::uint32_t>(*state) == static_cast<std::uint32_t>(*running);
+}
+
+// Under KVM a kernel that another one started leaves no trace in what is known at once.
+bool Gate::State::look_at_registers() {
+  if (!options_.registers || !changed_.empty())
+    return true;
+  if (!registers_.valid()) {
+    if (Clock::now() < next_registers_)
+      return true;
+    next_registers_ = Clock::now() + registers_pause;
+    registers_ = options_.registers();
+    return true;
+  }
+  if (registers_.wait_for(0s) != std::future_status::ready)
+    return true;
+  const auto registers = registers_.get();
+  return !registers || registers->empty() || some_vcpu_maps(kernel_, *registers);
 }
 
 // Puts back what was changed, once it is clear that the hooked kernel still runs: a guest that boots anew writes where

@@ -71,6 +71,9 @@ public:
     return not_recorded();
   }
   Result<void> export_isf(const Profile &, const std::string &) override { return not_recorded(); }
+  Result<std::string> ask_guest_agent(const std::string &, std::string_view, const AskLimits &) override {
+    return not_recorded();
+  }
 
 private:
   static std::unexpected<Error> not_recorded() { return fail(ErrorCode::unsupported, "this is not recorded"); }

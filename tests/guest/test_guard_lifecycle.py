@@ -185,7 +185,7 @@ class Kills(Lifecycle):
             self.assertEqual(self.guest.run("/tmp/true").code, 126)
             child = int(open(f"/proc/{monitor.process.pid}/task/{monitor.process.pid}/children").read().split()[0])
             os.kill(child, 9)
-            self.assertEqual(self.guest.run("/bin/busybox true").code, 126)
+            self.guest.run("/bin/busybox true")  # whose first event, its own or the shell's, is decided by nobody
             record = monitor.wait_for(lambda r: r["fields"].get("decided_by", "").startswith("default"), "default verdict")
             self.assertEqual(record["fields"]["verdict"], "denied")
             time.sleep(1.2)

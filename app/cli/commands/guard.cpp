@@ -248,7 +248,7 @@ public:
     syntax.option("--default", "VERDICT",
                   "what happens when nobody decides: the tool is silent, or Lararium was killed. allow if left out",
                   default_, {"allow", "deny"});
-    syntax.option("--for", "SECONDS", "end after that time", for_);
+    syntax.option("--for", "TIME", "end after that time: 100ms, 10s, 5m, 1h", for_);
   }
 
   Result<void> run(Context &context) override {
@@ -256,7 +256,12 @@ public:
       return list(context);
     if (context.options.pause)
       return fail(ErrorCode::usage, "guard works on a guest that runs: leave out --pause");
+    std::chrono::milliseconds limit{};
+    if (for_) {
+      TRY_ASSIGN(limit, parse_duration(*for_, "--for"));
+    }
     gate::GateOptions options;
+    options.poll = 1ms; // comparing some forty calls takes a few microseconds
     TRY_ASSIGN(options.hooks, chosen_hooks());
     std::vector<policy::Rule> rules;
     for (const auto &[texts, action] :
@@ -301,7 +306,7 @@ public:
     bool interrupted = false;
     while (!interrupted && !server.ended()) {
       TRY(print(context, outbox));
-      if (for_ && std::chrono::steady_clock::now() - begin > std::chrono::seconds(*for_))
+      if (for_ && std::chrono::steady_clock::now() - begin >= limit)
         break;
       interrupted = interrupted_within(20ms);
     }
@@ -416,7 +421,8 @@ private:
   bool list_ = false;
   std::string mode_ = "lares", hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
   std::vector<std::string> deny_, allow_;
-  std::optional<std::int32_t> for_, tool_limit_;
+  std::optional<std::string> for_;
+  std::optional<std::int32_t> tool_limit_;
 };
 
 LARARIUM_COMMAND(Guard, "guard", security, vm, "sees what programs do as they do it, and denies what rules forbid")

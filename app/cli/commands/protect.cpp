@@ -1,5 +1,6 @@
 #include "../context.h"
 #include "../exit_codes.h"
+#include "../live_records.h"
 #include "../record_output.h"
 #include "../text.h"
 
@@ -36,36 +37,6 @@ std::uint64_t host_time() {
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
           .count());
 }
-
-// What the guard found, on its way to whoever prints it. Bounded: a reader that does not read must not grow us, and the
-// guard never waits for it.
-class Outbox {
-public:
-  void put(std::vector<Record> &records) {
-    const std::lock_guard lock(mutex_);
-    for (Record &record : records) {
-      if (queue_.size() < limit)
-        queue_.push_back(std::move(record));
-      else
-        ++left_out_;
-    }
-    records.clear();
-  }
-  [[nodiscard]] std::deque<Record> take() {
-    const std::lock_guard lock(mutex_);
-    return std::exchange(queue_, {});
-  }
-  [[nodiscard]] std::uint64_t left_out() const {
-    const std::lock_guard lock(mutex_);
-    return left_out_;
-  }
-
-private:
-  static constexpr std::size_t limit = 4096;
-  mutable std::mutex mutex_;
-  std::deque<Record> queue_;
-  std::uint64_t left_out_ = 0;
-};
 
 enum class NicPolicy : std::uint8_t { off, report, deny };
 
@@ -404,7 +375,7 @@ public:
     if (interval < shortest_interval)
       return fail(ErrorCode::usage, fmt::format("--interval: at least {} ms", shortest_interval.count()));
     const SignalGuard guard; // so that the end can be told
-    block_stops();
+    block_terminal_stops();
     TRY_ASSIGN(Target *const target, context.target());
     KeeperOptions options;
     options.guest = context.options.guest;
@@ -430,23 +401,6 @@ public:
   }
 
 private:
-  // A stopped monitor would let vCPUs wait for as long as it is stopped: the terminal cannot do that. SIGSTOP can.
-  static void block_stops() {
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int signal : {SIGTSTP, SIGTTOU, SIGTTIN})
-      sigaddset(&set, signal);
-    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  }
-  static bool interrupted_within(std::chrono::milliseconds time) {
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT})
-      sigaddset(&set, signal);
-    const timespec limit{0, time.count() * 1'000'000};
-    return ::sigtimedwait(&set, nullptr, &limit) > 0;
-  }
-
   Result<void> print(Context &context, Target &target, Outbox &outbox) {
     for (const Record &record : outbox.take()) {
       if (record.finding) {
@@ -454,7 +408,7 @@ private:
         if (on_write_ == "pause" && !std::exchange(paused_, true))
           pause(context, target);
       }
-      print(context, record);
+      print_record(context.out, record, context.options.json);
     }
     return context.out.flush();
   }
@@ -474,33 +428,7 @@ private:
       record.type = "protection_notice";
       paused_ = false;
     }
-    print(context, record);
-  }
-
-  void print(Context &context, const Record &record) const {
-    Output &out = context.out;
-    if (context.options.json) {
-      JsonWriter json(out.buffer());
-      write_record(json, record);
-      out.buffer() += '\n';
-      return;
-    }
-    const std::uint64_t ms = record.host_time_ns / 1'000'000 % 86'400'000;
-    out.styled(Style::dim,
-               fmt::format("{:02}:{:02}:{:02}.{:03}", ms / 3'600'000, ms / 60'000 % 60, ms / 1000 % 60, ms % 1000));
-    out.buffer() += ' ';
-    out.styled(record.finding ? style_of(record.finding->severity) : Style::cyan, fmt::format("{:<18}", record.type));
-    out.buffer() += ' ';
-    append_visible(out.buffer(), record.sentence);
-    out.buffer() += '\n';
-    if (!record.finding)
-      return;
-    for (const RecordField &field : record.fields)
-      if (field.name == "expected_bytes" || field.name == "found_bytes" || field.name == "expected" ||
-          field.name == "found" || field.name == "vcpu" || field.name == "action") {
-        out.styled(Style::dim, fmt::format("             {:<18}", field.name));
-        out.buffer() += fmt::format(" {}\n", text_of(field.value));
-      }
+    print_record(context.out, record, context.options.json);
   }
 
   Result<void> print_summary(Context &context, const Target &target, const Keeper &keeper,
@@ -537,7 +465,7 @@ private:
         .with("register_looks", keeper.register_counts().looks);
     if (!pulled.empty())
       record.with("links_down", pulled);
-    print(context, record);
+    print_record(context.out, record, context.options.json);
     return context.out.flush();
   }
 

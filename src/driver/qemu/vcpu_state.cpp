@@ -57,8 +57,6 @@ bool is_state_of(Bytes state, const VcpuRegisters &vcpu) {
          ((at<std::uint64_t>(state, cr4) ^ vcpu.cr4) & ~fleeting_cr4) == 0;
 }
 
-Gva idt_base_of(Bytes state) { return Gva{at<std::uint64_t>(state, idt_base)}; }
-
 bool has_paging(Bytes state) { return (at<std::uint64_t>(state, cr0) >> 31 & 1) != 0; }
 
 std::vector<StatePlace> find_vcpu_states(Bytes memory, Hva base, std::size_t from,

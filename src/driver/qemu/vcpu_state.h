@@ -43,7 +43,6 @@ struct StatePlace {
 
 // Whether a state's CR0 has paging on.
 [[nodiscard]] bool has_paging(Bytes state);
-[[nodiscard]] Gva idt_base_of(Bytes state);
 
 // Where in a state the run of MSRs begins: the one place that fits all vCPUs that run a 64-bit kernel. `states` belong
 // to `vcpus`, one each. Errors: `not_found`, `ambiguous`.

@@ -59,15 +59,16 @@ public:
     return std::unexpected(last_error_);
   }
 
-  // A reset sets the registers in QEMU's memory, whoever runs the vCPU; and no two kernels that boot have their table
-  // of interrupts at the same place, unless addresses are not randomised.
+  // A reset sets the registers in QEMU's memory, whoever runs the vCPU; and no two kernels that boot have their entry
+  // at the same place, unless addresses are not randomised.
   std::optional<bool> not_reset_since() override {
     std::optional<bool> known;
-    for (std::size_t i = 0; i < places_.size(); ++i) {
+    for (std::size_t i = 0; i < std::min(places_.size(), entries_.size()); ++i) {
       std::array<std::byte, state_header_size> header;
-      if (!places_[i] || !host_->read(*places_[i], header))
+      std::array<std::byte, msr_run_size> run;
+      if (!places_[i] || !host_->read(*places_[i], header) || !host_->read(*places_[i] + run_offset_, run))
         continue;
-      known = known.value_or(false) || (has_paging(header) && idt_base_of(header) == tables_[i]);
+      known = known.value_or(false) || (has_paging(header) && read_msr_run(run)->lstar == entries_[i]);
     }
     return known;
   }
@@ -75,7 +76,7 @@ public:
 private:
   // False: a state is no longer where it was.
   bool add_msrs(std::vector<VcpuRegisters> &vcpus) {
-    tables_.resize(vcpus.size());
+    entries_.resize(vcpus.size());
     for (std::size_t i = 0; i < vcpus.size(); i++) {
       if (!vcpus[i].runs_64_bit_kernel())
         continue;
@@ -85,7 +86,7 @@ private:
           !host_->read(*places_[i] + run_offset_, run))
         return false;
       vcpus[i].msrs = read_msr_run(run);
-      tables_[i] = idt_base_of(header);
+      entries_[i] = vcpus[i].msrs->lstar;
       vcpus[i].kernel_gs_base = vcpus[i].msrs->kernel_gs_base;
     }
     return true;
@@ -172,7 +173,7 @@ private:
   std::vector<GuestRegion> ram_;
   std::optional<HostMemory> host_;
   std::vector<std::optional<Hva>> places_; // of each vCPU's state; empty: not known
-  std::vector<Gva> tables_;                // of interrupts, of each vCPU then
+  std::vector<Gva> entries_;               // LSTAR of each vCPU then
   std::size_t run_offset_ = 0;             // of the MSRs, in all of them
   Clock::time_point next_search_;
   Error last_error_;

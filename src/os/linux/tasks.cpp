@@ -902,7 +902,8 @@ std::optional<Process> process_of_task(const Kernel &kernel, Gva task) {
   if (!pid || !tgid)
     return std::nullopt;
   ViewStatus status;
-  ProcessReader reader(kernel, **layout, {.arguments = false, .memory = false, .only_pid = {}}, std::move(*paths),
+  const ArgumentPlaces none;
+  ProcessReader reader(kernel, **layout, none, {.arguments = false, .memory = false, .only_pid = {}}, std::move(*paths),
                        status);
   return reader.read({process, static_cast<std::int32_t>(*pid), static_cast<std::int32_t>(*tgid)});
 }
