@@ -248,6 +248,11 @@ public:
     syntax.option("--default", "VERDICT",
                   "what happens when nobody decides: the tool is silent, or Lararium was killed. allow if left out",
                   default_, {"allow", "deny"});
+    syntax.option(
+        "--awake", "US",
+        "after an event, look for the next so many microseconds before sleeping: the guest then need not wake us. "
+        "It costs processor time of the host while events come. 0 if left out",
+        awake_);
     syntax.option("--for", "TIME", "end after that time: 100ms, 10s, 5m, 1h", for_);
   }
 
@@ -261,6 +266,7 @@ public:
       TRY_ASSIGN(limit, parse_duration(*for_, "--for"));
     }
     gate::GateOptions options;
+    options.awake = std::chrono::microseconds(std::clamp(awake_.value_or(0), 0, 100'000));
     options.poll = 1ms; // comparing some forty calls takes a few microseconds
     TRY_ASSIGN(options.hooks, chosen_hooks());
     std::vector<policy::Rule> rules;
@@ -422,7 +428,7 @@ private:
   std::string mode_ = "lares", hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
   std::vector<std::string> deny_, allow_;
   std::optional<std::string> for_;
-  std::optional<std::int32_t> tool_limit_;
+  std::optional<std::int32_t> tool_limit_, awake_;
 };
 
 LARARIUM_COMMAND(Guard, "guard", security, vm, "sees what programs do as they do it, and denies what rules forbid")
