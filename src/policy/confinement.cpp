@@ -130,14 +130,17 @@ int confine(const Identity &identity) {
   if (::setgroups(0, nullptr) != 0 || ::setresgid(identity.group, identity.group, identity.group) != 0 ||
       ::setresuid(identity.user, identity.user, identity.user) != 0)
     return errno;
-  for (const auto &[resource, value] : {std::pair(RLIMIT_AS, memory), std::pair(RLIMIT_NOFILE, descriptors),
-                                        std::pair(RLIMIT_CORE, rlim_t{0}), std::pair(RLIMIT_FSIZE, rlim_t{0})})
+  for (const auto &[resource, value] : {std::pair(RLIMIT_NOFILE, descriptors), std::pair(RLIMIT_CORE, rlim_t{0}),
+                                        std::pair(RLIMIT_FSIZE, rlim_t{0})})
     if (const int error = set_limit(resource, value); error != 0)
       return error;
   // It is not to outlive us. Changing users took that back, so it comes last.
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
     return errno;
-  return filter_system_calls();
+  if (const int error = filter_system_calls(); error != 0)
+    return error;
+  // Last, because we ourselves may have more: a sanitizer's shadow is terabytes, and the filter takes memory to build.
+  return set_limit(RLIMIT_AS, memory);
 }
 
 } // namespace lararium::policy

@@ -2,7 +2,10 @@
 
 #include <cerrno>
 #include <csignal>
+#include <cstdlib>
+#include <filesystem>
 #include <gtest/gtest.h>
+#include <stdexcept>
 #include <thread>
 #include <unistd.h>
 
@@ -17,14 +20,28 @@ protected:
     if (::geteuid() != 0)
       GTEST_SKIP() << "only root can start a process as another user";
   }
+  // User nobody may have no way to the folder that this was built in.
+  static void SetUpTestSuite() {
+    std::string name = std::filesystem::temp_directory_path() / "lararium-tool-XXXXXX";
+    if (::mkdtemp(name.data()) == nullptr)
+      throw std::runtime_error("no temporary folder");
+    folder = name;
+    std::filesystem::permissions(folder, std::filesystem::perms(0755));
+    std::filesystem::copy_file(TEST_TOOL, program());
+  }
+  static void TearDownTestSuite() { std::filesystem::remove_all(folder); }
+  static std::string program() { return folder / "test_tool"; }
+
   static std::unique_ptr<ToolProcess> start(const char *mode) {
     auto tool = ToolProcess::start(
-        {.command = {TEST_TOOL, mode}, .limit = 300ms, .default_verdict = EPERM, .to_json = [](const Record &) {
+        {.command = {program(), mode}, .limit = 300ms, .default_verdict = EPERM, .to_json = [](const Record &) {
            return std::string("{}");
          }});
-    EXPECT_TRUE(tool) << tool.error().describe();
-    return tool ? std::move(*tool) : nullptr;
+    if (!tool)
+      throw std::runtime_error(tool.error().describe());
+    return std::move(*tool);
   }
+  static inline std::filesystem::path folder;
   static constexpr gate::HookEntry hook{"exec", "", "", true, nullptr, nullptr};
 };
 
@@ -74,8 +91,8 @@ TEST_F(ToolProcessTest, WhatIsNoToolIsRefused) {
   EXPECT_TRUE(refused({"relative"}));
   EXPECT_TRUE(refused({"/nonexistent"}));
   EXPECT_TRUE(refused({"/bin/true"}));
-  EXPECT_TRUE(refused({TEST_TOOL, "deny"}, "root"));
-  EXPECT_TRUE(refused({TEST_TOOL, "deny"}, "no such user"));
+  EXPECT_TRUE(refused({program(), "deny"}, "root"));
+  EXPECT_TRUE(refused({program(), "deny"}, "no such user"));
 }
 
 } // namespace
