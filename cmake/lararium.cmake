@@ -48,6 +48,7 @@ function(lararium_unit_test name)
   add_executable(${name} ${TEST_SOURCES})
   list(TRANSFORM TEST_USES PREPEND "lararium::")
   target_link_libraries(${name} PRIVATE lararium_options ${TEST_USES} ${TEST_LIBRARIES} GTest::gtest_main)
+  target_compile_options(${name} PRIVATE -O0) # they are built more often than they run
   set(test ${LARARIUM_TEST_PREFIX}unit.${name})
   add_test(NAME ${test} COMMAND ${name})
   lararium_label_test(${test} unit)
