@@ -3,6 +3,7 @@
 #include "area_place.h"
 #include "call_sites.h"
 #include "running_kernel.h"
+#include "sim/ring.h"
 #include "trampoline.h"
 #include "watched_functions.h"
 
@@ -28,6 +29,10 @@ constexpr std::size_t banner_bytes = 64;
 constexpr auto landing_limit = 2ms; // for a write that was let go to be done
 constexpr std::chrono::milliseconds registers_limit = 2s, registers_pause = 2s, kernel_pause = 100ms;
 constexpr int removal_tries = 50;
+constexpr std::uint64_t most_ring = 64 << 10, least_ring = 8 << 10; // a CPU's, where nobody asks for a size
+constexpr auto sim_patience = 2s;                                   // without a sign of life of ours
+constexpr std::chrono::milliseconds beat_pause = 250ms, ring_pause = 5ms;
+constexpr std::uint64_t top_entries = 512, free_top_entry = 256; // "guard hole, also reserved for hypervisor"
 
 struct Slot {
   std::uint64_t number;
@@ -53,6 +58,7 @@ struct Found {
   std::vector<Gpa> frames;
   std::vector<PatchedSite> sites;
   std::uint32_t generation = 0;
+  std::uint32_t pages = 0; // of the area, from the first frame on; more than `frames` where SIM has its own space
 
   [[nodiscard]] bool holds(Gva address) const {
     return std::ranges::any_of(frames, [&](Gpa frame) {
@@ -98,7 +104,7 @@ std::optional<Found> find_area(const Kernel &kernel) {
     std::uint32_t version = 0, count = 0;
     if (at(GATE_BOARD + BOARD_MAGIC, magic) && magic == area_magic && at(GATE_BOARD + BOARD_VERSION, version) &&
         version == area_version && at(GATE_BOARD + BOARD_GENERATION, found.generation) &&
-        at(GATE_BOARD + BOARD_SITE_COUNT, count))
+        at(GATE_BOARD + BOARD_PAGES, found.pages) && at(GATE_BOARD + BOARD_SITE_COUNT, count))
       for (std::uint32_t i = 0; i < std::min<std::uint32_t>(count, site_limit); ++i)
         if (PatchedSite site; at(GATE_SITES + i * sizeof site, site))
           found.sites.push_back(site);
@@ -146,6 +152,8 @@ bool restore_sites(const Kernel &kernel, CodeSession &session, const Found &area
   return all && done.has_value();
 }
 
+constexpr std::uint32_t low_pages = 256; // of the first MiB
+
 // Two stops: after the first nobody enters the area any more; at the second nobody is inside.
 Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter &writer, const Found &area,
                       std::chrono::microseconds grace, std::vector<std::string> &left) {
@@ -170,6 +178,9 @@ Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter 
     const std::vector<std::byte> zeros(page_size);
     std::array<std::byte, page_size> now{};
     std::vector<Gpa> pages = area.frames;
+    for (std::uint64_t n = area.frames.size(); !area.frames.empty() && n < std::min(area.pages, low_pages); ++n)
+      if (const Gpa frame = area.frames.front() + n * page_size; frame != area.table)
+        pages.push_back(frame);
     pages.push_back(area.table);
     for (const Gpa page : pages)
       if (!kernel.memory().read(page, now) || !std::ranges::equal(now, zeros))
@@ -202,6 +213,8 @@ public:
   Result<void> remove(std::vector<std::string> &left);
   void let_go();
 
+  std::vector<SeenCall> seen;
+  [[nodiscard]] SimCounts sim_counts() const;
   std::vector<GateSite> sites;
   std::vector<std::string> limitations;
   GateCounts counts;
@@ -225,13 +238,21 @@ private:
     std::optional<std::uint64_t> open_bell; // of that event
     std::optional<std::uint32_t> vcpu;      // that rings for it
   };
+  struct Ring { // a CPU's
+    sim::RingReader reader;
+    std::uint64_t forged = 0;
+    std::optional<std::array<std::uint64_t, 2>> next_key; // that it is being given
+    std::optional<Gpa> open_doorbell;
+    SimCounts counts;
+  };
   struct Changed { // an area page, or a call, that somebody wrote to
     Tampering tampering;
     Gpa place;
     Clock::time_point seen;
     bool is_held = false, is_code = false;
-    std::uint64_t page = 0;       // offset of the page in the area, where it is one
-    std::vector<std::byte> right; // what is to be there
+    std::uint64_t page = 0;              // offset of the page in the area, where it is one
+    std::vector<std::byte> right;        // what is to be there
+    std::optional<std::uint32_t> ring{}; // of this CPU, which begins anew
   };
   struct Repair { // under way
     std::vector<Changed> changes;
@@ -244,9 +265,17 @@ private:
   };
 
   [[nodiscard]] Gpa frame_of(std::uint64_t offset) const { return place_.first + offset; }
-  [[nodiscard]] bool is_held(std::uint64_t offset) const { return !shape_.is_slot(offset) && !shape_.is_bell(offset); }
+  [[nodiscard]] bool is_held(std::uint64_t offset) const {
+    return !shape_.is_slot(offset) && !shape_.is_bell(offset) && !shape_.is_doorbell(offset) && !shape_.is_ring(offset);
+  }
   Result<void> number_stubs();
-  void make_pages(std::uint32_t generation);
+  Result<void> choose_ring();
+  Result<void> make_pages(std::uint32_t generation);
+  Result<void> make_space();
+  [[nodiscard]] std::vector<std::uint64_t> kernel_top() const;
+  void drain(std::uint32_t cpu, std::vector<Tampering> &tamperings);
+  void take_doorbell(std::uint64_t offset, std::vector<Tampering> &tamperings);
+  [[nodiscard]] SeenCall seen_call(std::uint32_t cpu, const sim::Record &record);
   [[nodiscard]] std::optional<std::vector<CallSite>> calls_of(const Found &area) const;
   Result<void> write_board(std::uint64_t offset, Bytes bytes);
   Result<void> write_area(std::uint64_t offset, Bytes bytes);
@@ -296,6 +325,14 @@ private:
   std::vector<std::pair<Gpa, Clock::time_point>> spurious_; // bells that somebody wrote to, held again then
   std::optional<Repair> repair_;
   std::future<Result<std::vector<VcpuRegisters>>> registers_;
+  sim::Keys keys_;
+  Gpa space_root_; // of SIM's address space
+  std::vector<Ring> rings_;
+  std::vector<std::byte> ring_bytes_;
+  std::uint64_t cycles_per_microsecond_ = 0;
+  std::int64_t clock_offset_ns_ = INT64_MAX; // host's clock - guest's, at least
+  std::uint64_t beat_ = 1;
+  Clock::time_point next_beat_, next_drain_;
   Clock::time_point next_poll_, next_look_, next_registers_, awake_until_;
   bool awake_ = false, lost_ = false, in_guest_ = false;
 };
@@ -318,6 +355,8 @@ Result<void> Gate::State::find_sites() {
 }
 
 Result<void> Gate::State::number_stubs() {
+  // Those that lead to one stub, together.
+  std::ranges::stable_sort(calls_, {}, [](const CallSite &call) { return std::pair(call.function, call.target); });
   std::map<std::pair<std::size_t, Gva>, std::uint32_t> numbers; // of stubs, by function and target
   for (const CallSite &call : calls_) {
     const WatchedFunction &function = functions_[call.function];
@@ -325,10 +364,23 @@ Result<void> Gate::State::number_stubs() {
         numbers.try_emplace({call.function, call.target}, static_cast<std::uint32_t>(stubs_.size()));
     if (is_new) {
       const auto hook = std::ranges::find(options_.hooks, function.watchers.front().hook) - options_.hooks.begin();
-      stubs_.push_back({call.target, static_cast<std::uint8_t>(hook),
-                        function.watchers.size() == 1 ? function.watchers.front().filter : ArgumentFilter{}});
+      Stub stub{call.target, static_cast<std::uint8_t>(hook),
+                function.watchers.size() == 1 ? function.watchers.front().filter : ArgumentFilter{}};
+      if (options_.sim && function.watchers.size() == 1) {
+        const auto names = [&](const std::vector<const HookEntry *> &list) {
+          return std::ranges::find(list, options_.hooks[static_cast<std::size_t>(hook)]) != list.end();
+        };
+        stub.sim = names(options_.sim->ask) ? STUB_SIM_ASK : STUB_SIM_RECORD;
+        stub.plan = static_cast<std::uint8_t>(call.function);
+        stub.only_by_rules = names(options_.sim->only);
+        stub.may_deny = function.watchers.front().hook->may_deny;
+        stub.first_site = static_cast<std::uint8_t>(patched_.size());
+      }
+      stubs_.push_back(stub);
       stub_places_.push_back({call.function, {}, false});
     }
+    if (stubs_[entry->second].sim != 0)
+      ++stubs_[entry->second].site_count;
     StubPlace &place = stub_places_[entry->second];
     if (call.is_jump)
       place.has_jump = true;
@@ -337,6 +389,9 @@ Result<void> Gate::State::number_stubs() {
     patched_.push_back({call.address, call.physical, call.distance, 0, entry->second, 0});
     sites.push_back({function.watchers.front().hook, function.name, call.address});
   }
+  for (std::size_t i = 0; i < stubs_.size(); ++i)
+    if (stub_places_[i].has_jump)
+      stubs_[i].site_count = 0;
   if (stubs_.size() > stub_room() || patched_.size() > site_limit)
     return fail(ErrorCode::unsupported, fmt::format("{} calls are too many to hook at once", patched_.size()));
   return {};
@@ -367,7 +422,8 @@ std::optional<std::vector<CallSite>> Gate::State::calls_of(const Found &area) co
 // False: there is nothing that is just what would be put in.
 Result<bool> Gate::State::adopt() {
   const auto area = find_area(kernel_);
-  if (!area || area->sites.empty())
+  // The keys of another monitor's rings are spent: SIM is taken out and put in anew.
+  if (!area || area->sites.empty() || options_.sim || area->pages != area->frames.size())
     return false;
   TRY_ASSIGN(functions_, watched_functions(kernel_, options_.hooks));
   auto calls = calls_of(*area);
@@ -383,7 +439,7 @@ Result<bool> Gate::State::adopt() {
     calls_ = std::move(*calls);
     TRY(number_stubs());
     place_ = {.window = area->window, .entry = area->entry, .table = area->table, .first = area->frames.front()};
-    make_pages(area->generation + 1);
+    TRY(make_pages(area->generation + 1));
     std::vector<std::byte> now(shape_.slots()), table(page_size);
     same = memory_.read(place_.first, now) && memory_.read(place_.table, table) && table == table_;
     if (same) {
@@ -428,6 +484,8 @@ Result<void> Gate::State::find_place() {
   shape_.bells = most_bells;
   if (shape_.cpus == 0 || shape_.cpus > cpu_limit)
     return fail(ErrorCode::unsupported, fmt::format("a guest with {} CPUs is not hooked so far", shape_.cpus));
+  if (options_.sim)
+    TRY(choose_ring());
   TRY_ASSIGN(place_, find_area_place(kernel_, shape_.pages(), before));
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
     offsets_.emplace(frame_of(offset), offset);
@@ -440,7 +498,65 @@ Result<void> Gate::State::find_place() {
   return {};
 }
 
-void Gate::State::make_pages(std::uint32_t generation) {
+// Reserved memory is little: what was asked for, or the most that there is room for.
+Result<void> Gate::State::choose_ring() {
+  const SimOptions &sim = *options_.sim;
+  shape_.space_tables = sim.address_space ? static_cast<std::uint32_t>(kernel_.location().root.levels) + 1 : 0;
+  const std::uint64_t wanted = sim.ring_bytes == 0 ? most_ring : sim.ring_bytes;
+  shape_.sim = {.cpus = shape_.cpus, .ring_size = wanted};
+  while (true) {
+    auto place = find_area_place(kernel_, shape_.pages(), before);
+    if (place)
+      break;
+    if (shape_.sim.ring_size <= least_ring)
+      return std::unexpected(std::move(place).error());
+    shape_.sim.ring_size /= 2;
+  }
+  if (sim.ring_bytes != 0 && shape_.sim.ring_size != wanted)
+    limitations.push_back(fmt::format("the guest's reserved memory has room for a ring of {} KiB a CPU, not of {} KiB",
+                                      shape_.sim.ring_size >> 10, wanted >> 10));
+  return {};
+}
+
+std::vector<std::uint64_t> Gate::State::kernel_top() const {
+  std::vector<std::uint64_t> top(top_entries);
+  if (!memory_.read(kernel_.location().root.table, std::as_writable_bytes(std::span(top))))
+    return {};
+  std::fill_n(top.begin(), free_top_entry, 0); // of processes
+  return top;
+}
+
+// SIM's own page tables: all of the kernel's, and in an entry that the kernel leaves to hypervisors the pages of SIM's
+// data, each at its physical address. The root lies where bit 12 is clear: with page table isolation that bit tells the
+// kernel's entry code a process' tables from its own.
+Result<void> Gate::State::make_space() {
+  using namespace x86_64;
+  constexpr std::uint64_t flags = 0x063; // present, writable, accessed, dirty
+  std::vector<Gpa> pages;
+  for (std::uint32_t i = 0; i < shape_.space_tables; ++i)
+    pages.push_back(frame_of(shape_.space() + i * page_size));
+  const bool first_is_odd = (pages[0].value & page_size) != 0;
+  std::swap(pages[0], pages[first_is_odd ? 1 : 0]);
+  space_root_ = pages[0];
+  auto top = kernel_top();
+  if (top.empty() || top[free_top_entry] != 0)
+    return fail(ErrorCode::unsupported, "the entry of the kernel's page tables that is left to hypervisors is taken");
+  const auto put = [&](Gpa table, std::uint64_t index, std::uint64_t entry) {
+    std::memcpy(expected_.data() + (table - place_.first) + 8 * index, &entry, sizeof entry);
+  };
+  top[free_top_entry] = pages[1].value | flags;
+  for (std::uint64_t i = free_top_entry; i < top_entries; ++i)
+    put(space_root_, i, top[i]);
+  const auto levels = static_cast<std::size_t>(kernel_.location().root.levels);
+  for (std::size_t i = 1; i + 1 < levels; ++i)
+    put(pages[i], 0, pages[i + 1].value | flags);
+  for (std::uint64_t offset = shape_.sim_data(); offset < shape_.space(); offset += page_size)
+    put(pages[levels - 1], frame_of(offset).value / page_size,
+        area_table_entry(frame_of(offset), false, !is_held(offset)));
+  return {};
+}
+
+Result<void> Gate::State::make_pages(std::uint32_t generation) {
   for (PatchedSite &site : patched_)
     site.patched = static_cast<std::int32_t>((place_.base() + stub_offset(site.stub)) - (site.address + 5));
   settings_ = {.on = false,
@@ -448,13 +564,57 @@ void Gate::State::make_pages(std::uint32_t generation) {
                .generation = generation,
                .spin_cycles = cycles_in(kernel_, options_.awake),
                .patience_cycles = cycles_in(kernel_, options_.patience)};
+  if (options_.sim) {
+    settings_.sim_data = place_.base() + shape_.sim_data();
+    if (options_.sim->address_space) {
+      constexpr std::uint64_t pcid_enabled = 1 << 17, keep_translations = 1ULL << 63;
+      constexpr std::uint64_t pcid = 0x7fe; // the kernel's own are the first few, and 0x800 more for processes
+      const auto registers = options_.registers ? options_.registers().get()
+                                                : Result<std::vector<VcpuRegisters>>(std::vector<VcpuRegisters>());
+      if (!registers || registers->empty())
+        return fail(ErrorCode::unsupported,
+                    "the vCPUs' registers cannot be read: whether they tag their translations is "
+                    "not known, so SIM can have no address space");
+      const bool tagged =
+          std::ranges::any_of(*registers, [](const auto &vcpu) { return (vcpu.cr4 & pcid_enabled) != 0; });
+      const int bits = 12 + 9 * (kernel_.location().root.levels - 1);
+      const Gva base{~std::uint64_t{0} << (bits + 8)}; // the upper half's first address
+      settings_.sim_data = base + place_.first.value + shape_.sim_data();
+      const Gpa first = frame_of(shape_.space());
+      settings_.space_cr3 = (first.value + (first.value & page_size)) | (tagged ? pcid : 0);
+      settings_.cr3_keep = tagged ? keep_translations : 0;
+    }
+  }
   expected_ = make_area(place_.base(), shape_, settings_, stubs_, patched_);
   table_.resize(page_size);
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size) {
+    if (!shape_.is_everywhere(offset))
+      continue;
     const std::uint64_t entry = area_table_entry(frame_of(offset), shape_.is_code(offset), !is_held(offset));
     std::memcpy(table_.data() + 8 * (frame_of(offset).value / page_size), &entry, sizeof entry);
   }
   cpus_.resize(shape_.cpus);
+  if (!options_.sim)
+    return {};
+  std::vector<sim::Plan> plans;
+  for (const WatchedFunction &function : functions_) {
+    auto plan = sim::plan_of(kernel_, {function.name, {}, function.watchers.front().keeps});
+    if (!plan)
+      return wrap(std::move(plan).error(), fmt::format("the hook {}", function.watchers.front().hook->name));
+    plans.push_back(*plan);
+  }
+  keys_ = sim::new_keys(shape_.cpus);
+  TRY_ASSIGN(const auto pages, sim::make_pages(kernel_, shape_.sim, *options_.sim, cycles_in(kernel_, sim_patience),
+                                               options_.hooks, plans, keys_));
+  std::ranges::copy(pages, expected_.begin() + static_cast<std::ptrdiff_t>(shape_.sim_data()));
+  for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu)
+    rings_.push_back({.reader = {shape_.sim.ring_size, keys_.cpus[cpu], keys_.hash},
+                      .next_key = {},
+                      .open_doorbell = {},
+                      .counts = {}});
+  ring_bytes_.resize(shape_.sim.ring_size);
+  cycles_per_microsecond_ = std::max<std::uint64_t>(cycles_in(kernel_, 1us), 1);
+  return options_.sim->address_space ? make_space() : Result<void>();
 }
 
 Result<void> Gate::State::put_in() {
@@ -463,7 +623,7 @@ Result<void> Gate::State::put_in() {
   if (!banner || !kernel_.space().read(*banner, banner_))
     return fail(ErrorCode::not_found, "the kernel's banner cannot be read");
 
-  make_pages(1);
+  TRY(make_pages(1));
   const auto begin = Clock::now();
   TRY_ASSIGN(const auto session, writer_.begin());
   system_.refresh();
@@ -494,8 +654,12 @@ Result<void> Gate::State::put_in() {
   const std::uint64_t directory = area_directory_entry(place_.table);
   TRY(session->write(place_.entry, std::as_bytes(std::span(&directory, 1))));
   TRY(session->write(place_.table, table_));
-  for (std::uint64_t offset = 0; offset < shape_.slots(); offset += page_size)
-    TRY(write(offset));
+  const std::uint64_t first_ring =
+      shape_.sim.ring_size == 0 ? shape_.sim_data() : shape_.sim_data() + shape_.sim.ring(0);
+  for (const auto &[from, to] : {std::pair{std::uint64_t{0}, shape_.slots()}, std::pair{shape_.sim_data(), first_ring},
+                                 std::pair{shape_.space(), shape_.size()}})
+    for (std::uint64_t offset = from; offset < to; offset += page_size)
+      TRY(write(offset));
   for (const PatchedSite &site : patched_)
     TRY(session->write(site.physical + 1, std::as_bytes(std::span(&site.patched, 1))));
   TRY(session->end());
@@ -505,7 +669,7 @@ Result<void> Gate::State::put_in() {
 
 Result<void> Gate::State::hold() {
   for (const auto &[frame, offset] : offsets_)
-    if (offset >= shape_.size() || !shape_.is_slot(offset))
+    if (offset >= shape_.size() || (!shape_.is_slot(offset) && !shape_.is_ring(offset)))
       TRY(protection_.protect(frame, page_size));
   if (adopted) {
     // Events that nobody answered are over: their CPUs took the default verdict.
@@ -713,7 +877,24 @@ Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<Ga
         return {};
       }
     }
+    if (options_.sim) {
+      if (now >= next_beat_) {
+        ++beat_;
+        static_cast<void>(write_board(BOARD_HEARTBEAT, std::as_bytes(std::span(&beat_, 1))));
+        next_beat_ = now + beat_pause;
+      }
+      if (now >= next_drain_) {
+        memory_.refresh();
+        for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu)
+          drain(cpu, tamperings);
+        next_drain_ = now + ring_pause;
+      }
+      if (!seen.empty())
+        return {};
+    }
     auto until = std::min({end, next_poll_, next_look_});
+    if (options_.sim)
+      until = std::min(until, next_drain_);
     if (!changed_.empty() || repair_ || !spurious_.empty())
       until = std::min(until, now + 50us);
     const auto left =
@@ -745,6 +926,130 @@ Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<Ga
   }
 }
 
+// ---- what the code in the guest tells
+
+void Gate::State::drain(std::uint32_t cpu, std::vector<Tampering> &tamperings) {
+  Ring &ring = rings_[cpu];
+  sim::CpuState state{};
+  const std::uint64_t place = shape_.sim_data() + shape_.sim.cpu_page(cpu);
+  if (ring.next_key || !memory_.read(frame_of(place), writable_bytes_of(state)))
+    return;
+  ring.counts.calls = ring.counts.cycles = 0;
+  for (std::size_t i = 0; i < sim::hook_limit; ++i) {
+    ring.counts.calls += state.calls[i];
+    ring.counts.cycles += state.cycles[i];
+  }
+  ring.counts.lost = state.lost;
+  ring.counts.doorbells = state.doorbells;
+  const auto tell = [&](std::string what, std::uint64_t offset) {
+    ++counts.forged;
+    tamperings.push_back(
+        {.what = std::move(what), .address = place_.base() + offset, .expected = {}, .found = {}, .vcpu = {}});
+  };
+  if (state.forged != ring.forged) {
+    tell(fmt::format("the hooks of CPU {} were called from where no hook is", cpu), place);
+    ring.forged = state.forged;
+  }
+  if (state.head == ring.reader.tail())
+    return;
+  const std::uint64_t bytes_at = shape_.sim_data() + shape_.sim.ring(cpu);
+  if (!memory_.read(frame_of(bytes_at), ring_bytes_))
+    return;
+  std::vector<sim::Record> records;
+  std::vector<std::string> wrong;
+  ring.reader.read(ring_bytes_, state.head, records, wrong);
+  ring.counts.records += records.size();
+  for (const sim::Record &record : records)
+    seen.push_back(seen_call(cpu, record));
+  for (const std::string &sentence : wrong)
+    tell(fmt::format("the ring of CPU {} {}", cpu, sentence), bytes_at);
+  const std::uint64_t tail = ring.reader.tail();
+  static_cast<void>(write_area(shape_.cpu_entry(cpu) + CPU_TAIL, std::as_bytes(std::span(&tail, 1))));
+  if (!ring.reader.is_out_of_step())
+    return;
+  // Both sides go on with a new key, once nobody writes.
+  ring.next_key = sim::new_keys(1).cpus.front();
+  const std::uint64_t sequence = ring.reader.next_sequence() - 1;
+  Changed changed;
+  changed.place = frame_of(place) + offsetof(sim::CpuState, sequence);
+  changed.seen = Clock::now();
+  changed.ring = cpu;
+  changed.tampering.expected.resize(sizeof sequence + sizeof *ring.next_key);
+  std::memcpy(changed.tampering.expected.data(), &sequence, sizeof sequence);
+  std::memcpy(changed.tampering.expected.data() + sizeof sequence, ring.next_key->data(), sizeof *ring.next_key);
+  changed_.push_back(std::move(changed));
+}
+
+// A ring fills. Its CPU waits until there is room.
+void Gate::State::take_doorbell(std::uint64_t offset, std::vector<Tampering> &tamperings) {
+  const auto cpu = static_cast<std::uint32_t>((offset - shape_.first_doorbell()) / page_size / AreaShape::doorbells);
+  memory_.refresh();
+  drain(cpu, tamperings);
+  Ring &ring = rings_[cpu];
+  const Gpa frame = frame_of(offset);
+  if (ring.open_doorbell && *ring.open_doorbell != frame)
+    static_cast<void>(protection_.protect(*ring.open_doorbell, page_size));
+  ring.open_doorbell = frame;
+  static_cast<void>(protection_.release(frame, page_size));
+}
+
+SeenCall Gate::State::seen_call(std::uint32_t cpu, const sim::Record &record) {
+  const sim::RecordHead &head = record.head;
+  SeenCall call;
+  call.cpu = cpu;
+  if (head.stub < stubs_.size()) {
+    const WatchedFunction &function = functions_[stub_places_[head.stub].function];
+    call.hook = function.watchers.front().hook;
+    call.call.function = function.name;
+  }
+  std::ranges::copy(head.arguments, call.call.arguments.begin());
+  call.caller = Gva{head.caller};
+  call.task = Gva{head.task};
+  call.start_time = head.start_time;
+  call.program = head.program;
+  call.thread = static_cast<std::int32_t>(head.pid);
+  call.pid = static_cast<std::int32_t>(head.tgid);
+  call.ppid = static_cast<std::int32_t>(head.parent);
+  call.uid = head.euid;
+  call.cgroup = head.cgroup;
+  call.comm = std::string(head.comm, ::strnlen(head.comm, sizeof head.comm));
+  call.verdict = head.verdict;
+  call.rule = head.rule;
+  call.is_cut = (head.flags & sim::flag_cut) != 0;
+  for (const sim::KeptBytes &kept : sim::captures_of(record)) {
+    KeepKind kind = KeepKind::bytes;
+    switch (kept.head.kind) {
+    case sim::CaptureKind::text: kind = KeepKind::text; break;
+    case sim::CaptureKind::path: kind = KeepKind::path; break;
+    case sim::CaptureKind::path_below: kind = KeepKind::path_below; break;
+    case sim::CaptureKind::user_strings: kind = KeepKind::user_arguments; break;
+    case sim::CaptureKind::bytes:
+    case sim::CaptureKind::counted: break;
+    }
+    call.kept.push_back({kind, Gva{kept.head.key}, {kept.bytes.begin(), kept.bytes.end()}});
+  }
+  // The two clocks are nearest to each other in the record that was read soonest.
+  const auto host =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch());
+  const auto guest = static_cast<std::int64_t>(head.cycles / cycles_per_microsecond_ * 1000 +
+                                               head.cycles % cycles_per_microsecond_ * 1000 / cycles_per_microsecond_);
+  clock_offset_ns_ = std::min(clock_offset_ns_, host.count() - guest);
+  call.host_time_ns = static_cast<std::uint64_t>(guest + clock_offset_ns_);
+  return call;
+}
+
+SimCounts Gate::State::sim_counts() const {
+  SimCounts all;
+  for (const Ring &ring : rings_) {
+    all.records += ring.counts.records;
+    all.lost += ring.counts.lost;
+    all.doorbells += ring.counts.doorbells;
+    all.calls += ring.counts.calls;
+    all.cycles += ring.counts.cycles;
+  }
+  return all;
+}
+
 // ---- what protects itself
 
 void Gate::State::take_fault(const WriteFault &fault, std::vector<GateEvent> &events,
@@ -756,6 +1061,10 @@ void Gate::State::take_fault(const WriteFault &fault, std::vector<GateEvent> &ev
     return;
   }
   const std::uint64_t offset = found->second;
+  if (offset < shape_.size() && shape_.is_doorbell(offset)) {
+    take_doorbell(offset, tamperings);
+    return;
+  }
   if (offset >= shape_.size() || !shape_.is_bell(offset)) {
     take_write(offset, fault);
     return;
@@ -773,7 +1082,11 @@ std::string Gate::State::place_name(std::uint64_t offset) const {
     return "the hooks' configuration";
   if (offset < GATE_SITES)
     return "the hooks' filters";
-  return offset < GATE_CPUS ? "the list of hooked calls" : "the monitor's answers";
+  if (offset < GATE_CPUS)
+    return "the list of hooked calls";
+  if (offset < shape_.slots())
+    return "the monitor's answers";
+  return offset < shape_.space() ? "the rules in the guest" : "the page tables of the hooks' address space";
 }
 
 void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
@@ -796,6 +1109,14 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
 
 void Gate::State::look_at_kernel() {
   system_.refresh();
+  if (shape_.space_tables != 0) { // what the kernel maps anew
+    const auto top = kernel_top();
+    for (std::uint64_t i = free_top_entry + 1; i < top.size(); ++i) {
+      const std::uint64_t offset = space_root_ - place_.first + 8 * i;
+      if (load<std::uint64_t>(expected_, offset) != top[i])
+        static_cast<void>(write_area(offset, std::as_bytes(std::span(&top[i], 1))));
+    }
+  }
   lost_ = lost_ || was_reset() || !kernel_is_there() || !look_at_registers();
 }
 
@@ -954,6 +1275,15 @@ void Gate::State::finish_repair(std::vector<Tampering> &tamperings) {
       static_cast<void>(protection_.protect(changed.place.page(), page_size));
     std::vector<std::byte> now(changed.right.size());
     changed.tampering.put_back = done && memory_.read(changed.place, now) && now == changed.right;
+    if (changed.ring) {
+      Ring &ring = rings_[*changed.ring];
+      std::uint64_t head = 0;
+      if (done &&
+          memory_.read(frame_of(shape_.sim_data() + shape_.sim.cpu_page(*changed.ring)), writable_bytes_of(head)))
+        ring.reader.restart(*ring.next_key, head);
+      ring.next_key.reset();
+      continue; // it was told of
+    }
     tell(std::move(changed), tamperings);
   }
   repair_.reset();
@@ -1045,9 +1375,14 @@ Result<void> Gate::State::remove(std::vector<std::string> &left) {
              .table = place_.table,
              .frames = {},
              .sites = patched_,
-             .generation = settings_.generation};
+             .generation = settings_.generation,
+             .pages = static_cast<std::uint32_t>(shape_.pages())};
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
-    area.frames.push_back(frame_of(offset));
+    if (shape_.is_everywhere(offset))
+      area.frames.push_back(frame_of(offset));
+  memory_.refresh();
+  for (std::uint32_t cpu = 0; cpu < rings_.size(); ++cpu)
+    drain(cpu, tamperings);
   TRY(take_out(system_, kernel_, writer_, area, options_.patience + 5ms, left));
   in_guest_ = false;
   return {};
@@ -1093,6 +1428,12 @@ Result<void> Gate::wait(std::chrono::microseconds timeout, std::vector<GateEvent
                         std::vector<Tampering> &tamperings) {
   return state_->wait(timeout, events, tamperings);
 }
+void Gate::take_seen(std::vector<SeenCall> &seen) {
+  seen = std::move(state_->seen);
+  state_->seen.clear();
+  std::ranges::stable_sort(seen, {}, &SeenCall::host_time_ns);
+}
+SimCounts Gate::sim_counts() const { return state_->sim_counts(); }
 Result<void> Gate::answer(const GateEvent &event, int verdict) { return state_->answer(event, verdict); }
 Result<void> Gate::remove(std::vector<std::string> &left) { return state_->remove(left); }
 const std::vector<GateSite> &Gate::sites() const { return state_->sites; }

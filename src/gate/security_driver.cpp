@@ -4,6 +4,7 @@
 #include "lararium/os/linux.h"
 #include "lararium/os/linux/tasks.h"
 
+#include <algorithm>
 #include <fmt/format.h>
 
 namespace lararium::gate {
@@ -85,6 +86,66 @@ Record SecurityDriver::record_of(const GateEvent &event) {
   return record;
 }
 
+// Who it was: as it is known, or is still there; else what was kept of it.
+Actor SecurityDriver::actor_of_seen(const SeenCall &call, std::string &parents) {
+  const auto same = [&](const Known *known) { return known != nullptr && known->start_time == call.start_time; };
+  const auto found = known_.find(call.task.value);
+  const Known *known = found != known_.end() ? &found->second : nullptr;
+  if (!same(known) || known->program != call.program) {
+    system_.refresh();
+    known = process_of(call.task);
+  }
+  Actor actor{.pid = call.pid,
+              .ppid = call.ppid,
+              .uid = call.uid,
+              .comm = call.comm,
+              .exe = {},
+              .container_id = {},
+              .start_time_ns = {}};
+  if (same(known) && known->actor.pid == call.pid) {
+    actor.container_id = known->actor.container_id;
+    actor.start_time_ns = known->actor.start_time_ns;
+    parents = known->parents;
+    if (known->program == call.program)
+      actor.exe = known->actor.exe;
+  }
+  if (const auto ran = executed_.find(call.task.value);
+      actor.exe.empty() && ran != executed_.end() && ran->second.first == call.start_time)
+    actor.exe = ran->second.second;
+  return actor;
+}
+
+Record SecurityDriver::record_of(const SeenCall &call) {
+  Record record;
+  record.type = call.hook->name;
+  record.host_time_ns = call.host_time_ns;
+  std::string parents;
+  record.actor = actor_of_seen(call, parents);
+  Meaning meaning = call.hook->tell(gate_.reader().of_kept(call.kept), call.call);
+  record.sentence = fmt::format("{} ({}) {}", call.comm, call.pid, meaning.sentence);
+  record.fields = std::move(meaning.fields);
+  if (record.type == "exec")
+    if (const auto path = std::ranges::find(record.fields, "path", &RecordField::name); path != record.fields.end()) {
+      if (executed_.size() >= known_limit)
+        executed_.clear();
+      executed_[call.task.value] = {call.start_time, std::get<std::string>(path->value)};
+    }
+  if (call.thread != call.pid)
+    record.with("thread_id", static_cast<std::uint64_t>(call.thread));
+  if (!parents.empty())
+    record.with("parents", std::move(parents));
+  record.with("cpu", std::uint64_t{call.cpu});
+  if (call.is_cut)
+    record.with("cut", true);
+  record.with("verdict", std::string(call.verdict != 0 ? "denied" : "allowed"));
+  if (call.rule != 0 && filter_ != nullptr) {
+    record.with("decided_by", filter_->rule_name(call.rule));
+    if (call.verdict != 0)
+      record.sentence += fmt::format(": denied by {}", filter_->rule_name(call.rule));
+  }
+  return record;
+}
+
 Record SecurityDriver::record_of(const Tampering &tampering) {
   Record record;
   record.kind = RecordKind::finding;
@@ -142,7 +203,19 @@ Result<void> SecurityDriver::step(std::chrono::microseconds timeout, std::vector
       record.with("decided_by", verdict.decided_by);
     record.with("wait_nanoseconds",
                 static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()));
-    out.push_back(std::move(record));
+    if (verdict.error != 0 || filter_ == nullptr || filter_->is_recorded(*event.hook, record))
+      out.push_back(std::move(record));
+  }
+  gate_.take_seen(seen_);
+  for (const SeenCall &call : seen_) {
+    if (call.hook == nullptr)
+      continue;
+    Record record = record_of(call);
+    ++counts_.events;
+    ++counts_.seen;
+    counts_.denied += call.verdict != 0 ? 1 : 0;
+    if (call.verdict != 0 || filter_ == nullptr || filter_->is_recorded(*call.hook, record))
+      out.push_back(std::move(record));
   }
   for (const Tampering &tampering : tamperings_)
     out.push_back(record_of(tampering));

@@ -4,7 +4,8 @@
 //            jmp  the watched function   the way on; nothing of ours is on the stack any more
 //
 // It calls nothing of the guest's, and reads and writes nothing but the pages behind it (trampoline_layout.h), the
-// stack, and the CPU's number, which Linux keeps in a segment limit of the GDT for user mode (setup_getcpu()).
+// stack, and the CPU's number, which Linux keeps in a segment limit of the GDT for user mode (setup_getcpu()). Hooks in
+// the mode `sim` call sim/sim_code.cpp, which reads what the call's arguments point to.
 //
 // Interrupts are off from the first instruction to the last: one event a CPU, no preemption, and a CPU that stands
 // outside these pages is outside this code. Every register is as it was on the way on; the way back changes rax alone.
@@ -84,13 +85,16 @@ enter:
     add %rcx, %rdx
     movzbl STUB_ARGUMENT(%rdx), %ecx
     test %ecx, %ecx
-    jz post
+    jz is_event
     mov (SLOT_ARGUMENTS - 8)(%r11, %rcx, 8), %rax
     and STUB_MASK(%rdx), %rax
     cmp STUB_VALUE_A(%rdx), %rax
-    je post
+    je is_event
     cmp STUB_VALUE_B(%rdx), %rax
     jne go_on
+is_event:
+    cmpb $0, STUB_SIM(%rdx)
+    jne in_guest
 
 post:
     mov (area + GATE_BOARD + BOARD_GENERATION)(%rip), %eax
@@ -146,6 +150,54 @@ refuse:
     popfq
     lea 8(%rsp), %rsp                    // not to the stub
     ret
+
+// The part of the monitor that is in the guest decides, or leaves it to us. rdx: the stub's entry.
+in_guest:
+    push %rdi
+    push %rsi
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    mov %r10, %rcx
+    mov %r11, %rsi
+    mov (area + GATE_BOARD + BOARD_SIM_DATA)(%rip), %rdi
+    lea (area + GATE_BOARD)(%rip), %r8
+    lea (area + GATE_SITES)(%rip), %r9
+    mov (area + GATE_BOARD + BOARD_SIM_SPACE)(%rip), %r11
+    test %r11, %r11
+    jnz in_space
+    call area + GATE_SIM
+was_in_guest:
+    pop %r11
+    pop %r10
+    pop %r9
+    pop %r8
+    pop %rsi
+    pop %rdi
+    test %eax, %eax
+    js post
+    jz go_on
+    mov %eax, %eax
+    jmp refuse
+
+// The same in an address space, and on a stack, that no one else has. Its tables have all of the kernel's, for
+// interrupts that cannot be masked, and no process'. Nothing that it maps is kept afterwards.
+in_space:
+    mov %cr3, %rax
+    mov %r11, %cr3
+    mov %rsp, %r11
+    mov CPU_STATE(%r10), %rsp
+    add $0x1000, %rsp
+    push %rax
+    push %r11
+    call area + GATE_SIM
+    pop %r11
+    pop %rcx
+    mov %r11, %rsp
+    or (area + GATE_BOARD + BOARD_CR3_KEEP)(%rip), %rcx
+    mov %rcx, %cr3
+    jmp was_in_guest
 
     .balign STUB_SIZE, 0xcc
 stubs:

@@ -28,14 +28,14 @@ Bytes trampoline_code() {
 
 std::uint64_t stub_offset(std::size_t number) { return trampoline_code().size() + number * STUB_SIZE; }
 
-std::size_t stub_room() {
-  return std::min(stub_limit, (GATE_CODE_PAGES * page_size - trampoline_code().size()) / STUB_SIZE);
-}
+std::size_t stub_room() { return std::min(stub_limit, (GATE_SIM - trampoline_code().size()) / STUB_SIZE); }
 
 std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSettings &settings,
                                  std::span<const Stub> stubs, std::span<const PatchedSite> sites) {
   std::vector<std::byte> area(shape.size());
   std::ranges::copy(trampoline_code(), area.begin());
+  if (shape.sim.ring_size != 0)
+    std::ranges::copy(sim::code(), area.begin() + GATE_SIM);
   for (std::size_t i = 0; i < stubs.size(); ++i) {
     const std::uint64_t at = stub_offset(i);
     std::fill_n(area.begin() + static_cast<std::ptrdiff_t>(at), STUB_SIZE, std::byte{0xcc});
@@ -47,6 +47,12 @@ std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSe
     store(area, entry + STUB_MASK, stubs[i].filter.mask);
     store(area, entry + STUB_VALUE_A, stubs[i].filter.value);
     store(area, entry + STUB_VALUE_B, stubs[i].filter.other_value);
+    store(area, entry + STUB_SIM, stubs[i].sim);
+    store(area, entry + STUB_PLAN, stubs[i].plan);
+    store(area, entry + STUB_FIRST_SITE, stubs[i].first_site);
+    store(area, entry + STUB_SITE_COUNT, stubs[i].site_count);
+    store(area, entry + STUB_SKIP, std::uint8_t{stubs[i].only_by_rules});
+    store(area, entry + STUB_MAY_DENY, std::uint8_t{stubs[i].may_deny});
   }
   for (std::size_t i = 0; i < sites.size(); ++i)
     store(area, GATE_SITES + i * sizeof(PatchedSite), sites[i]);
@@ -61,11 +67,21 @@ std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSe
   board(BOARD_SITE_COUNT, static_cast<std::uint32_t>(sites.size()));
   board(BOARD_SPIN, settings.spin_cycles);
   board(BOARD_PATIENCE, settings.patience_cycles);
+  board(BOARD_HEARTBEAT, std::uint64_t{1});
+  board(BOARD_SIM_DATA, settings.sim_data);
+  board(BOARD_SIM_SPACE, settings.space_cr3);
+  board(BOARD_CR3_KEEP, settings.cr3_keep);
+  board(BOARD_PAGES, static_cast<std::uint32_t>(shape.pages()));
   for (std::uint32_t cpu = 0; cpu < shape.cpus; ++cpu) {
     const std::uint64_t entry = shape.cpu_entry(cpu);
     store(area, entry + CPU_BELL, base + shape.bell_of(cpu, 0));
     store(area, entry + CPU_BELL_MASK, std::uint64_t{shape.bells - 1} << 12);
     store(area, entry + CPU_SLOT, base + shape.slot_of(cpu));
+    if (shape.sim.ring_size == 0)
+      continue;
+    store(area, entry + CPU_STATE, settings.sim_data + shape.sim.cpu_page(cpu));
+    store(area, entry + CPU_RING, settings.sim_data + shape.sim.ring(cpu));
+    store(area, entry + CPU_DOORBELL, base + shape.doorbell_of(cpu, 0));
   }
   return area;
 }

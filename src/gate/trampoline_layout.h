@@ -3,11 +3,13 @@
 // All offsets are from the area's first byte, in the guest's kernel address space.
 #pragma once
 
-#define GATE_CODE_PAGES 2
-#define GATE_BOARD 0x2000 // one page: what the monitor says to all CPUs
-#define GATE_STUBS 0x3000 // one page: what each stub hooks, and for which arguments
-#define GATE_SITES 0x4000 // one page: which calls of the kernel lead here, and what stood there
-#define GATE_CPUS 0x5000  // GATE_CPU_SIZE a CPU: the monitor's answers. From here on lengths depend on the CPUs.
+#define GATE_CODE_PAGES 4
+#define GATE_SIM 0x2000 // two of the pages of code: sim/sim_code.cpp
+#define GATE_SIM_SIZE 0x2000
+#define GATE_BOARD 0x4000 // one page: what the monitor says to all CPUs
+#define GATE_STUBS 0x5000 // one page: what each stub hooks, and for which arguments
+#define GATE_SITES 0x6000 // one page: which calls of the kernel lead here, and what stood there
+#define GATE_CPUS 0x7000  // GATE_CPU_SIZE a CPU: the monitor's answers. From here on lengths depend on the CPUs.
 
 // The board. The guest cannot write to it.
 #define BOARD_MAGIC 0x00
@@ -21,15 +23,28 @@
 #define BOARD_SITE_COUNT 0x20 // 4 bytes
 #define BOARD_SPIN 0x28       // 8 bytes: so many cycles for a monitor that is awake
 #define BOARD_PATIENCE 0x30   // 8 bytes: so many more when the bell rang and nobody answered, then never again
-#define BOARD_SIZE 0x38
+#define BOARD_HEARTBEAT 0x38  // 8 bytes: the monitor's sign of life, another one several times in a second
+#define BOARD_SIM_DATA 0x40   // 8 bytes: address of the pages of sim/layout.h
+#define BOARD_SIM_SPACE 0x48  // 8 bytes: CR3 of the address space in which these lie; 0: they lie in every one
+#define BOARD_CR3_KEEP 0x50   // 8 bytes: what CR3 takes besides, on the way back
+#define BOARD_PAGES 0x58      // 4 bytes: of the whole area, that of which no process has a map too
+#define BOARD_SIZE 0x60
 
 // A stub's entry. The guest cannot write to it.
 #define STUB_ENTRY_SIZE 32
 #define STUB_ARGUMENT 0x00 // 1 byte: 0, or which argument (1 to 6) decides whether anything happens at all
 #define STUB_HOOK 0x01     // 1 byte: which hook, for those who find this
-#define STUB_MASK 0x08     // 8 bytes: of the argument,
-#define STUB_VALUE_A 0x10  // 8 bytes: it is this,
-#define STUB_VALUE_B 0x18  // 8 bytes: or this
+#define STUB_SIM 0x02      // 1 byte: whether the code in the guest takes it first, and what it does where no rule fits:
+#define STUB_SIM_RECORD 1
+#define STUB_SIM_ASK 2
+#define STUB_PLAN 0x03       // 1 byte: what it keeps of a call (sim/layout.h)
+#define STUB_FIRST_SITE 0x04 // 1 byte: of the list of hooked calls
+#define STUB_SITE_COUNT 0x05 // 1 byte; 0: who calls cannot be told
+#define STUB_SKIP 0x06       // 1 byte: not 0: only what rules ask for is recorded
+#define STUB_MAY_DENY 0x07   // 1 byte
+#define STUB_MASK 0x08       // 8 bytes: of the argument,
+#define STUB_VALUE_A 0x10    // 8 bytes: it is this,
+#define STUB_VALUE_B 0x18    // 8 bytes: or this
 
 // A CPU. The guest cannot write to it.
 #define GATE_CPU_SIZE 64
@@ -37,6 +52,10 @@
 #define CPU_BELL 0x08      // 8 bytes: address of its first bell
 #define CPU_BELL_MASK 0x10 // 8 bytes: (bells - 1) << 12, bells a power of two
 #define CPU_SLOT 0x18      // 8 bytes: address of its slot
+#define CPU_TAIL 0x20      // 8 bytes: how far its ring was read
+#define CPU_STATE 0x28     // 8 bytes: address of its CpuPage,
+#define CPU_RING 0x30      // 8 bytes: of its ring,
+#define CPU_DOORBELL 0x38  // 8 bytes: and of the first of two pages that it writes to when its ring fills
 
 // A slot, which the guest writes.
 #define SLOT_SIZE 128

@@ -35,8 +35,8 @@ Result<std::vector<WatchedFunction>> watched_functions(const linux_guest::Kernel
                     fmt::format("the hook {}: the kernel has no function {}", hook->name, point.function));
       auto known = std::ranges::find(functions, *address, &WatchedFunction::address);
       if (known == functions.end())
-        known = functions.insert(functions.end(), {std::move(point.function), *address, {}});
-      known->watchers.push_back({hook, point.filter});
+        known = functions.insert(functions.end(), {point.function, *address, {}});
+      known->watchers.push_back({hook, point.filter, std::move(point.keeps)});
     }
   }
   return functions;

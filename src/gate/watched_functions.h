@@ -13,6 +13,7 @@ namespace lararium::gate {
 struct Watcher {
   const HookEntry *hook = nullptr;
   ArgumentFilter filter;
+  std::vector<Keep> keeps;
 };
 
 struct WatchedFunction {

@@ -130,8 +130,8 @@ int confine(const Identity &identity) {
   if (::setgroups(0, nullptr) != 0 || ::setresgid(identity.group, identity.group, identity.group) != 0 ||
       ::setresuid(identity.user, identity.user, identity.user) != 0)
     return errno;
-  for (const auto &[resource, value] : {std::pair(RLIMIT_NOFILE, descriptors), std::pair(RLIMIT_CORE, rlim_t{0}),
-                                        std::pair(RLIMIT_FSIZE, rlim_t{0})})
+  for (const auto &[resource, value] :
+       {std::pair(RLIMIT_NOFILE, descriptors), std::pair(RLIMIT_CORE, rlim_t{0}), std::pair(RLIMIT_FSIZE, rlim_t{0})})
     if (const int error = set_limit(resource, value); error != 0)
       return error;
   // It is not to outlive us. Changing users took that back, so it comes last.

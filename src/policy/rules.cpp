@@ -93,6 +93,15 @@ std::optional<FieldValue> value_of(const Record &record, std::string_view name) 
   return std::nullopt;
 }
 
+// "sshd (212), init (1)" are its ancestors.
+bool is_below(const Record &record, std::string_view pid) {
+  if (record.actor && fmt::format("{}", record.actor->pid) == pid)
+    return true;
+  const auto parents = std::ranges::find(record.fields, "parents", &RecordField::name);
+  const auto *text = parents == record.fields.end() ? nullptr : std::get_if<std::string>(&parents->value);
+  return text != nullptr && text->find(fmt::format("({})", pid)) != std::string::npos;
+}
+
 } // namespace
 
 bool fits_pattern(std::string_view pattern, std::string_view text) {
@@ -158,12 +167,27 @@ bool matches(const Rule &rule, std::string_view hook, const Record &record) {
   if (rule.hook != "*" && rule.hook != hook)
     return false;
   return std::ranges::all_of(rule.conditions, [&](const Condition &condition) {
+    if (condition.name == "below")
+      return std::ranges::any_of(condition.values, [&](const std::string &pid) { return is_below(record, pid); }) !=
+             condition.negated;
     const auto value = value_of(record, condition.name);
     const bool fits = value && std::ranges::any_of(condition.values, [&](const std::string &wanted) {
                         return std::visit(Fits{wanted}, *value);
                       });
     return fits != condition.negated;
   });
+}
+
+bool is_recorded(const std::vector<Rule> &rules, std::string_view hook, const Record &record) {
+  bool is_chosen = true;
+  for (const Rule &rule : rules) {
+    if (rule.action == Action::skip && matches(rule, hook, record))
+      return false;
+    is_chosen = is_chosen && !(rule.action == Action::only && (rule.hook == "*" || rule.hook == hook));
+  }
+  return is_chosen || std::ranges::any_of(rules, [&](const Rule &rule) {
+           return rule.action == Action::only && matches(rule, hook, record);
+         });
 }
 
 const Rule *first_match(const std::vector<Rule> &rules, std::string_view hook, const Record &record) {

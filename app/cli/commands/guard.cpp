@@ -9,10 +9,12 @@
 #include "lararium/gate/gate.h"
 #include "lararium/gate/security_driver.h"
 #include "lararium/policy/rules.h"
+#include "lararium/policy/sim_rules.h"
 #include "lararium/policy/tool_process.h"
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -27,7 +29,7 @@ using gate::HookEntry;
 using gate::Verdict;
 
 // Decides by the rules of the command line, in our own process, before anybody else is asked.
-class RuleTool final : public gate::SecurityTool {
+class RuleTool final : public gate::SecurityTool, public gate::RecordFilter {
 public:
   RuleTool(std::vector<policy::Rule> rules, int error, gate::SecurityTool *next)
       : rules_(std::move(rules)), error_(error), next_(next) {}
@@ -36,6 +38,13 @@ public:
     if (rule == nullptr)
       return next_ == nullptr ? Verdict() : next_->decide(hook, record);
     return {rule->action == policy::Action::deny ? error_ : 0, fmt::format("the rule \"{}\"", rule->text)};
+  }
+
+  bool is_recorded(const HookEntry &hook, const Record &record) override {
+    return policy::is_recorded(rules_, hook.name, record);
+  }
+  [[nodiscard]] std::string rule_name(std::uint32_t number) const override {
+    return number - 1 < rules_.size() ? fmt::format("the rule \"{}\"", rules_[number - 1].text) : "an unknown rule";
   }
 
 private:
@@ -47,8 +56,8 @@ private:
 // Serves the hooks of one VM in a thread of its own, which waits for nothing but them.
 class Server {
 public:
-  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, bool breakpoints,
-         gate::SecurityTool &tool, policy::ToolProcess *process, Outbox &outbox)
+  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, bool breakpoints, RuleTool &tool,
+         policy::ToolProcess *process, Outbox &outbox)
       : host_(host), target_(target), guest_options_(std::move(guest)), options_(std::move(options)),
         breakpoints_(breakpoints), tool_(tool), process_(process), outbox_(outbox) {
     guest_options_.running_only = true;
@@ -81,6 +90,7 @@ public:
   // When it stands.
   [[nodiscard]] const gate::DriverCounts &driver_counts() const { return driver_counts_; }
   [[nodiscard]] const gate::GateCounts &gate_counts() const { return gate_counts_; }
+  [[nodiscard]] const gate::SimCounts &sim_counts() const { return sim_counts_; }
 
 private:
   Result<void> take_up() {
@@ -99,7 +109,7 @@ private:
       adopted = gate->adopted();
       gate_ = std::move(gate);
     }
-    driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_);
+    driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_, &tool_);
     if (process_ != nullptr)
       process_->attach({guest_.system.get(), target_.memory.get()},
                        {target_.identity.name, target_.identity.uuid, target_.identity.pid});
@@ -114,6 +124,8 @@ private:
     record.with("adopted", adopted)
         .with("sites", std::uint64_t{gate_->sites().size()})
         .with("stopped_microseconds", static_cast<std::uint64_t>(gate_->stopped().count() / 1000));
+    if (options_.sim)
+      record.with("address_space", options_.sim->address_space);
     tell(std::move(record));
     for (const std::string &limitation : protection_.limitations)
       notice(limitation);
@@ -191,6 +203,13 @@ private:
     gate_counts_.faults += counts.faults;
     gate_counts_.tampered += counts.tampered;
     gate_counts_.forged += counts.forged;
+    driver_counts_.seen += driver.seen;
+    const gate::SimCounts sim = gate_->sim_counts();
+    sim_counts_.records += sim.records;
+    sim_counts_.lost += sim.lost;
+    sim_counts_.doorbells += sim.doorbells;
+    sim_counts_.calls += sim.calls;
+    sim_counts_.cycles += sim.cycles;
   }
   void notice(std::string sentence) {
     Record record;
@@ -210,7 +229,7 @@ private:
   GuestOptions guest_options_;
   gate::GateOptions options_;
   bool breakpoints_;
-  gate::SecurityTool &tool_;
+  RuleTool &tool_;
   policy::ToolProcess *process_; // null: no tool of its own
   Outbox &outbox_;
   Guest guest_;
@@ -222,6 +241,7 @@ private:
   std::atomic<bool> stopping_ = false, ended_ = false;
   gate::DriverCounts driver_counts_;
   gate::GateCounts gate_counts_;
+  gate::SimCounts sim_counts_;
 };
 
 class Guard final : public Command {
@@ -230,14 +250,25 @@ public:
     syntax.flag("--list-hooks", "list the hooks, and what each sees; needs no VM", list_);
     syntax.option(
         "--mode", "MODE",
-        "how the guest's calls are met: by code in it and memory that the host holds (lares), or by breakpoints, for "
-        "which nothing is written into it and all of it stands still at each event. lares if left out",
-        mode_, {"lares", "breakpoint"});
+        "how the guest's calls are met: each waits for us (lares); or code in the guest judges and tells of them, and "
+        "only what a rule leaves open waits (sim); or by breakpoints, for which nothing is written into the guest and "
+        "all of it stands still at each event. lares if left out",
+        mode_, {"lares", "sim", "breakpoint"});
     syntax.option("--hooks", "NAMES", "only these hooks, separated by commas; all if left out", hooks_);
     syntax.option("--deny", "RULE",
                   "make what fits fail, such as 'exec path=/tmp/**' or 'connect port=4444 uid!=0'; can be given again",
                   deny_);
     syntax.option("--allow", "RULE", "let what fits happen although a --deny fits, too; can be given again", allow_);
+    syntax.option("--only", "RULE", "of its hook, record only what fits; can be given again", only_);
+    syntax.option("--skip", "RULE", "do not record what fits; can be given again", skip_);
+    syntax.option("--ask", "HOOKS", "sim: calls of these hooks wait for the tool where no rule fits", ask_);
+    syntax.option(
+        "--ring", "SIZE",
+        "sim: memory for records in the guest, for each CPU: a power of two from 8K on. Up to 64K, what there "
+        "is room for, if left out",
+        ring_);
+    syntax.flag("--address-space", "sim: keep its data in page tables of its own, which no process has",
+                address_space_);
     syntax.option("--error", "ERROR", "with what a denied call fails. EPERM if left out", error_, {"EPERM", "EACCES"});
     syntax.option("--tool", "PROGRAM",
                   "ask this program where no rule fits: by its full path; it runs as another user, with no rights "
@@ -271,7 +302,8 @@ public:
     TRY_ASSIGN(options.hooks, chosen_hooks());
     std::vector<policy::Rule> rules;
     for (const auto &[texts, action] :
-         {std::pair(&allow_, policy::Action::allow), std::pair(&deny_, policy::Action::deny)})
+         {std::pair(&allow_, policy::Action::allow), std::pair(&deny_, policy::Action::deny),
+          std::pair(&skip_, policy::Action::skip), std::pair(&only_, policy::Action::only)})
       for (const std::string &text : *texts) {
         auto rule = policy::parse_rule(text, action);
         if (!rule)
@@ -281,6 +313,7 @@ public:
       }
     const int error = error_ == "EACCES" ? EACCES : EPERM;
     options.default_verdict = default_ == "deny" ? error : 0;
+    TRY_ASSIGN(options.sim, sim_options(options, rules, error));
 
     const SignalGuard guard; // the hooks must come out
     block_terminal_stops();
@@ -322,6 +355,35 @@ public:
   }
 
 private:
+  Result<std::optional<gate::SimOptions>> sim_options(const gate::GateOptions &options,
+                                                      const std::vector<policy::Rule> &rules, int error) const {
+    if (mode_ != "sim") {
+      if (!ask_.empty() || ring_ || address_space_)
+        return fail(ErrorCode::usage, "--ask, --ring and --address-space belong to --mode sim");
+      return std::nullopt;
+    }
+    gate::SimOptions sim;
+    sim.error = error;
+    sim.address_space = address_space_;
+    if (ring_) {
+      const auto size = parse_size(*ring_);
+      constexpr std::uint64_t least = 8 << 10, most = 1 << 20;
+      if (!size || *size < least || *size > most || !std::has_single_bit(*size))
+        return fail(ErrorCode::usage, fmt::format("--ring is a power of two from 8K to 1M, not {}", visible(*ring_)));
+      sim.ring_bytes = *size;
+    }
+    for (const std::string &name : split_names(ask_)) {
+      const HookEntry *hook = find_hook(name);
+      if (hook == nullptr || std::ranges::find(options.hooks, hook) == options.hooks.end())
+        return fail(ErrorCode::usage, fmt::format("--ask: {} is no hook that was chosen", visible(name)));
+      sim.ask.push_back(hook);
+    }
+    if (!tool_.empty() && sim.ask.empty())
+      return fail(ErrorCode::usage, "--mode sim --tool: say with --ask which hooks' calls wait for the tool");
+    policy::add_sim_rules(sim, rules, options.hooks);
+    return sim;
+  }
+
   static const HookEntry *find_hook(std::string_view name) {
     const auto hooks = gate::all_hooks();
     const auto found = std::ranges::find_if(hooks, [&](const HookEntry *hook) { return hook->name == name; });
@@ -395,8 +457,8 @@ private:
     return context.out.flush();
   }
 
-  static Result<void> print_summary(Context &context, const Target &target, const Server &server,
-                                    std::uint64_t left_out) {
+  Result<void> print_summary(Context &context, const Target &target, const Server &server,
+                             std::uint64_t left_out) const {
     const gate::DriverCounts &driver = server.driver_counts();
     const gate::GateCounts &counts = server.gate_counts();
     const auto microseconds = [](std::chrono::nanoseconds time) {
@@ -407,9 +469,9 @@ private:
     name_record(record, target.identity);
     record.sentence = fmt::format("{} events, {} denied; decided in {:.1f} us on average, {:.1f} us at most; {} faults",
                                   driver.events, driver.denied,
-                                  driver.events == 0 ? 0.0
-                                                     : static_cast<double>(driver.waited.count()) / 1e3 /
-                                                           static_cast<double>(driver.events),
+                                  driver.events == driver.seen ? 0.0
+                                                               : static_cast<double>(driver.waited.count()) / 1e3 /
+                                                                     static_cast<double>(driver.events - driver.seen),
                                   static_cast<double>(driver.longest_wait.count()) / 1e3, counts.faults);
     record.with("events", driver.events)
         .with("denied", driver.denied)
@@ -420,14 +482,26 @@ private:
         .with("waited_microseconds", microseconds(driver.waited))
         .with("longest_wait_microseconds", microseconds(driver.longest_wait))
         .with("records_left_out", left_out);
+    if (mode_ == "sim") {
+      const gate::SimCounts &sim = server.sim_counts();
+      record.sentence += fmt::format("; {} told of by the guest's rings, {} lost for lack of room, {} cycles a call",
+                                     driver.seen, sim.lost, sim.calls == 0 ? 0 : sim.cycles / sim.calls);
+      record.with("seen", driver.seen)
+          .with("lost", sim.lost)
+          .with("doorbells", sim.doorbells)
+          .with("calls", sim.calls)
+          .with("cycles", sim.cycles);
+    }
     print_record(context.out, record, context.options.json);
     return context.out.flush();
   }
 
   bool list_ = false;
   std::string mode_ = "lares", hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
-  std::vector<std::string> deny_, allow_;
-  std::optional<std::string> for_;
+  std::string ask_;
+  bool address_space_ = false;
+  std::vector<std::string> deny_, allow_, only_, skip_;
+  std::optional<std::string> for_, ring_;
   std::optional<std::int32_t> tool_limit_, awake_;
 };
 

@@ -37,6 +37,7 @@ struct GateOptions {
   std::chrono::microseconds patience{5000}; // how long a CPU waits for a monitor that is gone, once
   std::chrono::microseconds awake{0};       // how long we look at the slots after an event before we sleep; 0: never
   std::chrono::microseconds poll{100'000};  // between looks at what is not held
+  std::optional<SimOptions> sim{};          // what the code in the guest does; nothing: every call waits
   // The vCPUs' registers, by a thread of its own: they say whether the kernel that was hooked still runs, before
   // anything is put back. Empty: they cannot be had.
   std::function<std::future<Result<std::vector<VcpuRegisters>>>()> registers{};
@@ -60,6 +61,8 @@ public:
 
   [[nodiscard]] Result<void> wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,
                                   std::vector<Tampering> &tamperings) override;
+  void take_seen(std::vector<SeenCall> &seen) override;
+  [[nodiscard]] SimCounts sim_counts() const override;
   [[nodiscard]] Result<void> answer(const GateEvent &event, int verdict) override;
   [[nodiscard]] Result<void> remove(std::vector<std::string> &left) override;
   [[nodiscard]] const std::vector<GateSite> &sites() const override;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lararium/gate/hook.h"
+#include "lararium/gate/sim.h"
 #include "lararium/os/linux/tasks.h"
 
 #include <chrono>
@@ -58,6 +59,9 @@ public:
   // hooked runs no more.
   [[nodiscard]] virtual Result<void> wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,
                                           std::vector<Tampering> &tamperings) = 0;
+  // Calls that were seen and are over, since the last time; in each CPU's order.
+  virtual void take_seen(std::vector<SeenCall> & /*seen*/) {}
+  [[nodiscard]] virtual SimCounts sim_counts() const { return {}; }
   // Lets it go on (0), or makes it fail with an errno. Answering what was answered already does nothing.
   [[nodiscard]] virtual Result<void> answer(const GateEvent &event, int verdict) = 0;
   // Takes everything out: the guest is what it was. `left` says what could not be, and why.

@@ -19,6 +19,15 @@ struct Verdict {
   std::string decided_by{}; // for people: "the rule exec path=/tmp/**"; empty: nobody had an objection
 };
 
+// What was decided in the guest, and what is worth a record.
+class RecordFilter {
+public:
+  virtual ~RecordFilter() = default;
+  [[nodiscard]] virtual bool is_recorded(const HookEntry &hook, const Record &record) = 0;
+  // A rule for people, by its number from 1 on.
+  [[nodiscard]] virtual std::string rule_name(std::uint32_t number) const = 0;
+};
+
 // Who decides. The guest's thread waits meanwhile: an implementation has a limit of time, and keeps it.
 class SecurityTool {
 public:
@@ -27,15 +36,16 @@ public:
 };
 
 struct DriverCounts {
-  std::uint64_t events = 0, denied = 0;
+  std::uint64_t events = 0, denied = 0; // all; of them those that were decided in the guest:
+  std::uint64_t seen = 0;
   std::chrono::nanoseconds waited{}, longest_wait{}; // of the guest's threads, from when we saw an event
 };
 
 class SecurityDriver {
 public:
   // All must outlive the driver.
-  SecurityDriver(JumpModule &gate, OperatingSystem &system, SecurityTool &tool)
-      : gate_(gate), system_(system), tool_(tool) {}
+  SecurityDriver(JumpModule &gate, OperatingSystem &system, SecurityTool &tool, RecordFilter *filter = nullptr)
+      : gate_(gate), system_(system), tool_(tool), filter_(filter) {}
 
   // Waits for events, at most that long, has them decided, and adds their records. Errors are the gate's.
   [[nodiscard]] Result<void> step(std::chrono::microseconds timeout, std::vector<Record> &out);
@@ -50,13 +60,18 @@ private:
   };
   [[nodiscard]] Record record_of(const GateEvent &event);
   [[nodiscard]] Record record_of(const Tampering &tampering);
+  [[nodiscard]] Record record_of(const SeenCall &call);
   [[nodiscard]] const Known *process_of(Gva task);
+  [[nodiscard]] Actor actor_of_seen(const SeenCall &call, std::string &parents);
 
   JumpModule &gate_;
   OperatingSystem &system_;
   SecurityTool &tool_;
+  RecordFilter *filter_; // null: all is recorded
   DriverCounts counts_;
-  std::unordered_map<std::uint64_t, Known> known_; // by task
+  std::unordered_map<std::uint64_t, Known> known_;                                    // by task
+  std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::string>> executed_; // by task: start time, program
+  std::vector<SeenCall> seen_;
   std::vector<GateEvent> events_;
   std::vector<Tampering> tamperings_;
 };

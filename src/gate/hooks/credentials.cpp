@@ -6,8 +6,14 @@
 namespace lararium::gate {
 namespace {
 
+constexpr std::uint16_t cred_bytes = 88; // ids and capabilities lie at its beginning
+
 Result<std::vector<HookPoint>> points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_task_fix_setuid"}, {"security_task_fix_setgid"}, {"security_capset"}});
+  const std::vector<Keep> keeps{{KeepKind::bytes, 1, {}, KeepRole::none, 0, cred_bytes},
+                                {KeepKind::bytes, 2, {}, KeepRole::none, 0, cred_bytes}};
+  return points_at(kernel, {{"security_task_fix_setuid", {}, keeps},
+                            {"security_task_fix_setgid", {}, keeps},
+                            {"security_capset", {}, keeps}});
 }
 
 // (new, old, ...) each.

@@ -7,7 +7,16 @@ namespace lararium::gate {
 namespace {
 
 Result<std::vector<HookPoint>> points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_bprm_check"}});
+  return points_at(kernel, {{"security_bprm_check",
+                             {},
+                             {keep_path_of_file(1, {{"linux_binprm", "file"}}),
+                              keep_member(1, {{"linux_binprm", "file"}}),
+                              keep_member(1, {{"linux_binprm", "filename"}}),
+                              {KeepKind::text, 1, {{"linux_binprm", "filename"}, {}}},
+                              keep_member(1, {{"linux_binprm", "mm"}}),
+                              keep_member(1, {{"linux_binprm", "p"}}),
+                              keep_member(1, {{"linux_binprm", "argc"}}),
+                              {KeepKind::user_arguments, 1}}}});
 }
 
 // struct linux_binprm: the arguments are on the new program's stack already.

@@ -9,7 +9,7 @@ namespace {
 constexpr std::uint64_t access_mask = 3, write_only = 1, read_write = 2; // O_ACCMODE, O_WRONLY, O_RDWR
 
 Result<std::vector<HookPoint>> open_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_file_open"}});
+  return points_at(kernel, {{"security_file_open", {}, {keep_path_of_file(1), keep_member(1, {{"file", "f_flags"}})}}});
 }
 
 Meaning tell_open(const CallReader &reader, const HookedCall &call) {
@@ -29,8 +29,13 @@ LARARIUM_HOOK(
     "`path`, `write` (yes or no) and `flags`. It happens often: give --only rules or leave it out where cost counts.",
     true, open_points, tell_open)
 
+Keep keep_path_below(std::uint8_t directory, std::uint8_t dentry) {
+  return {KeepKind::path_below, directory, {}, KeepRole::path, dentry};
+}
+
 Result<std::vector<HookPoint>> unlink_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_path_unlink"}, {"security_path_rmdir"}});
+  const std::vector<Keep> keeps{keep_path_below(1, 2)};
+  return points_at(kernel, {{"security_path_unlink", {}, keeps}, {"security_path_rmdir", {}, keeps}});
 }
 
 Meaning tell_unlink(const CallReader &reader, const HookedCall &call) {
@@ -44,7 +49,7 @@ LARARIUM_HOOK(unlink_hook, "unlink", "a file or directory is removed",
               "By a system call; what file servers in the kernel remove is not seen.", true, unlink_points, tell_unlink)
 
 Result<std::vector<HookPoint>> rename_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_path_rename"}});
+  return points_at(kernel, {{"security_path_rename", {}, {keep_path_below(1, 2), keep_path_below(3, 4)}}});
 }
 
 Meaning tell_rename(const CallReader &reader, const HookedCall &call) {
@@ -59,7 +64,10 @@ LARARIUM_HOOK(rename_hook, "rename", "a file or directory is renamed", "By a sys
               true, rename_points, tell_rename)
 
 Result<std::vector<HookPoint>> mount_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_sb_mount"}, {"security_move_mount"}});
+  return points_at(
+      kernel,
+      {{"security_sb_mount", {}, {{KeepKind::path, 2, {}, KeepRole::path}, {KeepKind::text, 1}, {KeepKind::text, 3}}},
+       {"security_move_mount", {}, {{KeepKind::path, 2, {}, KeepRole::path}, {KeepKind::path, 1}}}});
 }
 
 // security_sb_mount(dev_name, path, type, flags, data), security_move_mount(from_path, to_path)

@@ -17,7 +17,8 @@ Result<std::vector<HookPoint>> points_for(const linux_guest::Kernel &kernel, std
     return fail(ErrorCode::unsupported, fmt::format("the kernel does not have {}", read ? loading : reading));
   const auto value = static_cast<std::uint64_t>(*read);
   return points_at(kernel, {{"security_kernel_read_file",
-                             {2, int_mask, value, also_read ? static_cast<std::uint64_t>(*also_read) : value}},
+                             {2, int_mask, value, also_read ? static_cast<std::uint64_t>(*also_read) : value},
+                             {keep_path_of_file(1)}},
                             {"security_kernel_load_data",
                              {1, int_mask, static_cast<std::uint64_t>(*load), static_cast<std::uint64_t>(*load)}}});
 }

@@ -7,7 +7,9 @@ namespace lararium::gate {
 namespace {
 
 Result<std::vector<HookPoint>> fork_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"wake_up_new_task"}});
+  return points_at(kernel, {{"wake_up_new_task",
+                             {},
+                             {keep_member(1, {{"task_struct", "pid"}}), keep_member(1, {{"task_struct", "tgid"}})}}});
 }
 
 Meaning tell_fork(const CallReader &reader, const HookedCall &call) {
@@ -26,7 +28,7 @@ LARARIUM_HOOK(fork_hook, "fork", "a process or thread begins",
 
 // taskstats_exit(tsk, group_dead) is called by do_exit() alone, when the exit code is set.
 Result<std::vector<HookPoint>> exit_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"taskstats_exit"}});
+  return points_at(kernel, {{"taskstats_exit", {}, {keep_member(1, {{"task_struct", "exit_code"}})}}});
 }
 
 Meaning tell_exit(const CallReader &reader, const HookedCall &call) {

@@ -1,6 +1,5 @@
 // One process that takes hold of another.
 #include "lararium/gate/hook.h"
-#include "lararium/os/linux/tasks.h"
 
 #include <fmt/format.h>
 
@@ -8,16 +7,25 @@ namespace lararium::gate {
 namespace {
 
 constexpr std::uint64_t attach = 2; // PTRACE_MODE_ATTACH
+constexpr std::uint16_t comm_size = 16;
+
+std::string name_of(const CallReader &reader, Gva task) {
+  const auto field = reader.kernel().types().field("task_struct", "comm");
+  std::array<std::byte, comm_size> name{};
+  return field && reader.bytes(task + field->offset, name) ? std::string(c_string(name, 0)) : std::string();
+}
 
 Result<std::vector<HookPoint>> points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel,
-                   {{"security_ptrace_access_check", {2, attach, attach, attach}}, {"security_ptrace_traceme"}});
+  const std::vector<Keep> keeps{keep_member(1, {{"task_struct", "tgid"}}),
+                                {KeepKind::bytes, 1, {{"task_struct", "comm"}}, KeepRole::none, 0, comm_size}};
+  return points_at(kernel, {{"security_ptrace_access_check", {2, attach, attach, attach}, keeps},
+                            {"security_ptrace_traceme", {}, keeps}});
 }
 
 Meaning tell(const CallReader &reader, const HookedCall &call) {
   const Gva other = call.pointer(1);
   const std::uint64_t pid = reader.number(other, "task_struct", "tgid").value_or(0);
-  const std::string name = linux_guest::task_comm(reader.kernel(), other);
+  const std::string name = name_of(reader, other);
   const bool is_child = call.function == "security_ptrace_traceme";
   Meaning meaning{is_child ? fmt::format("lets itself be traced by {} ({})", name, pid)
                            : fmt::format("takes hold of {} ({})", name, pid)};

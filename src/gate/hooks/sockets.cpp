@@ -27,8 +27,7 @@ SocketAddress address_at(const CallReader &reader, Gva address, std::uint64_t le
   sockaddr_storage storage{};
   const auto size = std::min<std::uint64_t>(length, sizeof storage);
   SocketAddress result;
-  if (size < sizeof(sa_family_t) || !reader.kernel().is_kernel_address(address) ||
-      !reader.kernel().space().read(address, writable_bytes_of(storage).first(size)))
+  if (size < sizeof(sa_family_t) || !reader.bytes(address, writable_bytes_of(storage).first(size)))
     return result;
   std::array<char, INET6_ADDRSTRLEN> text{};
   const auto *base = reinterpret_cast<const std::byte *>(&storage);
@@ -96,8 +95,19 @@ void add_own_address(const CallReader &reader, Gva socket, Meaning &meaning) {
   meaning.with("protocol", protocol_of(reader, socket));
 }
 
+std::vector<Keep> keeps_address() {
+  return {{KeepKind::counted, 2, {}, KeepRole::socket_address, 3, sizeof(sockaddr_storage)},
+          keep_member(1, {{"socket", "sk"}}),
+          keep_member(1, {{"socket", "sk"}, {"sock", "sk_protocol"}})};
+}
+std::vector<Keep> keeps_own_address() {
+  return {keep_member(1, {{"socket", "sk"}}), keep_member(1, {{"socket", "sk"}, {"sock", "sk_protocol"}}),
+          keep_member(1, {{"socket", "sk"}, {"sock", "__sk_common.skc_family"}}),
+          keep_member(1, {{"socket", "sk"}, {"sock", "__sk_common.skc_num"}}, KeepRole::port)};
+}
+
 Result<std::vector<HookPoint>> connect_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_socket_connect"}});
+  return points_at(kernel, {{"security_socket_connect", {}, keeps_address()}});
 }
 Meaning tell_connect(const CallReader &reader, const HookedCall &call) {
   return with_address(reader, call, "connects to");
@@ -109,14 +119,14 @@ LARARIUM_HOOK(
     true, connect_points, tell_connect)
 
 Result<std::vector<HookPoint>> bind_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_socket_bind"}});
+  return points_at(kernel, {{"security_socket_bind", {}, keeps_address()}});
 }
 Meaning tell_bind(const CallReader &reader, const HookedCall &call) { return with_address(reader, call, "binds to"); }
 LARARIUM_HOOK(bind_hook, "bind", "a socket is bound to an address",
               "Rules match `address`, `port`, `family` and `protocol`.", true, bind_points, tell_bind)
 
 Result<std::vector<HookPoint>> listen_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_socket_listen"}});
+  return points_at(kernel, {{"security_socket_listen", {}, keeps_own_address()}});
 }
 Meaning tell_listen(const CallReader &reader, const HookedCall &call) {
   Meaning meaning{"listens"};
@@ -131,7 +141,7 @@ LARARIUM_HOOK(listen_hook, "listen", "a socket begins to listen", "`port` is 0 w
               listen_points, tell_listen)
 
 Result<std::vector<HookPoint>> accept_points(const linux_guest::Kernel &kernel) {
-  return points_at(kernel, {{"security_socket_accept"}});
+  return points_at(kernel, {{"security_socket_accept", {}, keeps_own_address()}});
 }
 Meaning tell_accept(const CallReader &reader, const HookedCall &call) {
   Meaning meaning{"waits for a connection"};
