@@ -13,9 +13,11 @@
 
 namespace lararium::gate {
 
-inline constexpr std::size_t stub_limit = page_size / STUB_ENTRY_SIZE, site_limit = page_size / 32;
+static_assert(GATE_BOARD + BOARD_SIZE <= GATE_STUBS && GATE_BOARD == GATE_CODE_PAGES * page_size);
+
+inline constexpr std::size_t stub_limit = (GATE_SITES - GATE_STUBS) / STUB_ENTRY_SIZE, site_limit = page_size / 32;
 inline constexpr std::uint64_t area_magic = 0x544147415241524c; // "LRARAGAT"
-inline constexpr std::uint32_t area_version = 1;
+inline constexpr std::uint32_t area_version = 2;
 
 // One way from a hooked call to the watched function.
 struct Stub {

@@ -26,9 +26,8 @@ Meaning tell_open(const CallReader &reader, const HookedCall &call) {
 LARARIUM_HOOK(
     open_hook, "open", "a file is opened",
     "Whatever way leads to it (open, openat2, io_uring, execve, the kernel itself), before it succeeds; a file that is "
-    "to be made is made by then. Rules match `path`, `write` (yes or no) and `flags`. It happens often: leave it out "
-    "of "
-    "--hooks where cost counts.",
+    "to be made is made by then. Rules match `path`, `write` (yes or no) and `flags`. It happens often: where cost "
+    "counts, leave it out of --hooks.",
     true, open_points, tell_open)
 
 Result<std::vector<HookPoint>> unlink_points(const linux_guest::Kernel &kernel) {
