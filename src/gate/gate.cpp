@@ -59,6 +59,7 @@ struct Found {
   std::vector<PatchedSite> sites;
   std::uint32_t generation = 0;
   std::uint32_t pages = 0; // of the area, from the first frame on; more than `frames` where SIM has its own space
+  bool is_foreign = false; // of a version that has another layout
 
   [[nodiscard]] bool holds(Gva address) const {
     return std::ranges::any_of(frames, [&](Gpa frame) {
@@ -102,8 +103,10 @@ std::optional<Found> find_area(const Kernel &kernel) {
     };
     std::uint64_t magic = 0;
     std::uint32_t version = 0, count = 0;
-    if (at(GATE_BOARD + BOARD_MAGIC, magic) && magic == area_magic && at(GATE_BOARD + BOARD_VERSION, version) &&
-        version == area_version && at(GATE_BOARD + BOARD_GENERATION, found.generation) &&
+    const bool has_board =
+        at(GATE_BOARD + BOARD_MAGIC, magic) && magic == area_magic && at(GATE_BOARD + BOARD_VERSION, version);
+    found.is_foreign = has_board && version != area_version;
+    if (has_board && !found.is_foreign && at(GATE_BOARD + BOARD_GENERATION, found.generation) &&
         at(GATE_BOARD + BOARD_PAGES, found.pages) && at(GATE_BOARD + BOARD_SITE_COUNT, count))
       for (std::uint32_t i = 0; i < std::min<std::uint32_t>(count, site_limit); ++i)
         if (PatchedSite site; at(GATE_SITES + i * sizeof site, site))
@@ -157,6 +160,9 @@ constexpr std::uint32_t low_pages = 256; // of the first MiB
 // Two stops: after the first nobody enters the area any more; at the second nobody is inside.
 Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter &writer, const Found &area,
                       std::chrono::microseconds grace, std::vector<std::string> &left) {
+  if (area.is_foreign)
+    return fail(ErrorCode::unsupported, "another version of Lararium left hooks in this guest: only that version can "
+                                        "take them out");
   bool all = false;
   {
     TRY_ASSIGN(const auto session, writer.begin());
@@ -656,7 +662,7 @@ Result<void> Gate::State::put_in() {
   TRY(session->write(place_.table, table_));
   const std::uint64_t first_ring =
       shape_.sim.ring_size == 0 ? shape_.sim_data() : shape_.sim_data() + shape_.sim.ring(0);
-  for (const auto &[from, to] : {std::pair{std::uint64_t{0}, shape_.slots()}, std::pair{shape_.sim_data(), first_ring},
+  for (const auto &[from, to] : {std::pair{std::uint64_t{0}, shape_.slots()}, std::pair{shape_.sim_code(), first_ring},
                                  std::pair{shape_.space(), shape_.size()}})
     for (std::uint64_t offset = from; offset < to; offset += page_size)
       TRY(write(offset));
@@ -1078,10 +1084,8 @@ std::string Gate::State::place_name(std::uint64_t offset) const {
     return "the hooks' page table";
   if (shape_.is_code(offset))
     return "the trampoline";
-  if (offset < GATE_STUBS)
-    return "the hooks' configuration";
   if (offset < GATE_SITES)
-    return "the hooks' filters";
+    return "the hooks' configuration";
   if (offset < GATE_CPUS)
     return "the list of hooked calls";
   if (offset < shape_.slots())

@@ -15,7 +15,7 @@
 #define CPU_NUMBER_SEGMENT 0x7b // __CPUNODE_SEG
 
     .section .rodata.lararium_trampoline, "a", @progbits
-    .globl lararium_trampoline, lararium_trampoline_end
+    .globl lararium_trampoline, lararium_trampoline_end, lararium_sim_call, lararium_sim_call_in_space
     .balign 16
 lararium_trampoline:
     .set area, lararium_trampoline
@@ -167,7 +167,8 @@ in_guest:
     mov (area + GATE_BOARD + BOARD_SIM_SPACE)(%rip), %r11
     test %r11, %r11
     jnz in_space
-    call area + GATE_SIM
+lararium_sim_call:
+    call area                            // where the code lies, is filled in
 was_in_guest:
     pop %r11
     pop %r10
@@ -191,7 +192,8 @@ in_space:
     add $0x1000, %rsp
     push %rax
     push %r11
-    call area + GATE_SIM
+lararium_sim_call_in_space:
+    call area
     pop %r11
     pop %rcx
     mov %r11, %rsp

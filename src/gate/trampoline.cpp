@@ -4,7 +4,8 @@
 #include <cstring>
 
 extern "C" {
-extern const std::byte lararium_trampoline[], lararium_trampoline_end[];
+extern const std::byte lararium_trampoline[], lararium_trampoline_end[], lararium_sim_call[],
+    lararium_sim_call_in_space[];
 }
 
 namespace lararium::gate {
@@ -28,14 +29,19 @@ Bytes trampoline_code() {
 
 std::uint64_t stub_offset(std::size_t number) { return trampoline_code().size() + number * STUB_SIZE; }
 
-std::size_t stub_room() { return std::min(stub_limit, (GATE_SIM - trampoline_code().size()) / STUB_SIZE); }
+std::size_t stub_room() {
+  return std::min(stub_limit, (GATE_CODE_PAGES * page_size - trampoline_code().size()) / STUB_SIZE);
+}
 
 std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSettings &settings,
                                  std::span<const Stub> stubs, std::span<const PatchedSite> sites) {
   std::vector<std::byte> area(shape.size());
   std::ranges::copy(trampoline_code(), area.begin());
-  if (shape.sim.ring_size != 0)
-    std::ranges::copy(sim::code(), area.begin() + GATE_SIM);
+  if (shape.sim.ring_size != 0) {
+    std::ranges::copy(sim::code(), area.begin() + static_cast<std::ptrdiff_t>(shape.sim_code()));
+    for (const std::byte *call : {lararium_sim_call, lararium_sim_call_in_space})
+      store_branch(area, base, static_cast<std::uint64_t>(call - lararium_trampoline), 0xe8, base + shape.sim_code());
+  }
   for (std::size_t i = 0; i < stubs.size(); ++i) {
     const std::uint64_t at = stub_offset(i);
     std::fill_n(area.begin() + static_cast<std::ptrdiff_t>(at), STUB_SIZE, std::byte{0xcc});

@@ -14,7 +14,9 @@
 
 namespace lararium::gate {
 
-inline constexpr std::size_t stub_limit = page_size / STUB_ENTRY_SIZE, site_limit = page_size / 32;
+static_assert(GATE_BOARD + BOARD_SIZE <= GATE_STUBS && GATE_BOARD == GATE_CODE_PAGES * page_size);
+
+inline constexpr std::size_t stub_limit = (GATE_SITES - GATE_STUBS) / STUB_ENTRY_SIZE, site_limit = page_size / 32;
 inline constexpr std::uint64_t area_magic = 0x544147415241524c; // "LRARAGAT"
 inline constexpr std::uint32_t area_version = 2;
 
@@ -49,9 +51,10 @@ struct AreaShape {
   [[nodiscard]] std::uint64_t slots() const { return GATE_CPUS + pages_for(cpus * GATE_CPU_SIZE) * page_size; }
   [[nodiscard]] std::uint64_t first_bell() const { return slots() + pages_for(cpus * SLOT_SIZE) * page_size; }
   [[nodiscard]] std::uint64_t first_doorbell() const { return first_bell() + std::uint64_t{cpus} * bells * page_size; }
-  [[nodiscard]] std::uint64_t sim_data() const {
+  [[nodiscard]] std::uint64_t sim_code() const {
     return first_doorbell() + (sim.ring_size == 0 ? 0 : std::uint64_t{cpus} * doorbells * page_size);
   }
+  [[nodiscard]] std::uint64_t sim_data() const { return sim_code() + (sim.ring_size == 0 ? 0 : GATE_SIM_SIZE); }
   [[nodiscard]] std::uint64_t space() const { return sim_data() + sim.size(); }
   [[nodiscard]] std::uint64_t size() const { return space() + space_tables * page_size; }
   [[nodiscard]] std::size_t pages() const { return size() / page_size; }
@@ -62,7 +65,9 @@ struct AreaShape {
   [[nodiscard]] std::uint64_t bell_of(std::uint32_t cpu, std::uint64_t event) const {
     return first_bell() + (std::uint64_t{cpu} * bells + (event & (bells - 1))) * page_size;
   }
-  [[nodiscard]] bool is_code(std::uint64_t offset) const { return offset < GATE_CODE_PAGES * page_size; }
+  [[nodiscard]] bool is_code(std::uint64_t offset) const {
+    return offset < GATE_CODE_PAGES * page_size || (offset >= sim_code() && offset < sim_data());
+  }
   [[nodiscard]] std::uint64_t doorbell_of(std::uint32_t cpu, std::uint64_t ring) const {
     return first_doorbell() + (std::uint64_t{cpu} * doorbells + (ring & (doorbells - 1))) * page_size;
   }
@@ -70,7 +75,7 @@ struct AreaShape {
   [[nodiscard]] bool is_slot(std::uint64_t offset) const { return offset >= slots() && offset < first_bell(); }
   [[nodiscard]] bool is_bell(std::uint64_t offset) const { return offset >= first_bell() && offset < first_doorbell(); }
   [[nodiscard]] bool is_doorbell(std::uint64_t offset) const {
-    return offset >= first_doorbell() && offset < sim_data();
+    return offset >= first_doorbell() && offset < sim_code();
   }
   [[nodiscard]] bool is_ring(std::uint64_t offset) const {
     return offset >= sim_data() + sim::Shape::held() && offset < space();

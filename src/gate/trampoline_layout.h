@@ -3,15 +3,17 @@
 // All offsets are from the area's first byte, in the guest's kernel address space.
 #pragma once
 
-#define GATE_CODE_PAGES 4
-#define GATE_SIM 0x2000 // two of the pages of code: sim/sim_code.cpp
-#define GATE_SIM_SIZE 0x2000
-#define GATE_BOARD 0x4000 // one page: what the monitor says to all CPUs
-#define GATE_STUBS 0x5000 // one page: what each stub hooks, and for which arguments
-#define GATE_SITES 0x6000 // one page: which calls of the kernel lead here, and what stood there
-#define GATE_CPUS 0x7000  // GATE_CPU_SIZE a CPU: the monitor's answers. From here on lengths depend on the CPUs.
+// Few pages: kernels before 5.13 set no more aside than the first 64 KiB of memory, of which firmware leaves 9 in a
+// row.
+#define GATE_CODE_PAGES 1
+#define GATE_BOARD 0x1000 // what the monitor says to all CPUs,
+#define GATE_STUBS 0x1060 // and to the end of its page: what each stub hooks, and for which arguments
+#define GATE_SITES 0x2000 // one page: which calls of the kernel lead here, and what stood there
+#define GATE_CPUS 0x3000  // GATE_CPU_SIZE a CPU: the monitor's answers. From here on lengths depend on the CPUs.
 
-// The board. The guest cannot write to it.
+#define GATE_SIM_SIZE 0x2000 // of the code of sim/sim_code.cpp, where there is any
+
+// The board. The guest cannot write to it. Its place, magic number and version stay where they are in later versions.
 #define BOARD_MAGIC 0x00
 #define BOARD_VERSION 0x08    // 4 bytes
 #define BOARD_ON 0x0c         // 1 byte; 0: go on at once

@@ -16,22 +16,20 @@ Result<std::vector<HookPoint>> points(const linux_guest::Kernel &kernel) {
                             {"security_capset", {}, keeps}});
 }
 
-// (new, old, ...) each.
+// (new, old, ...) each. security_capset(new, old, effective, ...) is asked before `new` has them.
 Meaning tell(const CallReader &reader, const HookedCall &call) {
   const Gva now = call.pointer(1), before = call.pointer(2);
+  const bool is_capset = call.function == "security_capset";
   const auto id = [&](Gva cred, std::string_view member) { return reader.number(cred, "cred", member).value_or(0); };
-  // A plain 64 bits since 6.3 (f122a08b197d), two words before.
-  const auto capabilities = [&](Gva cred) {
-    const auto word = reader.number(cred, "cred", "cap_effective.val");
-    if (word)
-      return *word;
-    return reader.number(cred, "cred", "cap_effective.cap[0]").value_or(0) |
-           reader.number(cred, "cred", "cap_effective.cap[1]").value_or(0) << 32;
-  };
+  // 64 bits in one word, or in two before 6.3 (f122a08b197d).
+  const auto word = [&](Gva at) { return reader.kernel().read<std::uint64_t>(at).value_or(0); };
+  const auto field = reader.kernel().types().field("cred", "cap_effective");
+  const auto capabilities = [&](Gva cred) { return field ? word(cred + field->offset) : 0; };
+  const std::uint64_t old_capabilities = capabilities(before),
+                      new_capabilities = is_capset ? word(call.pointer(3)) : capabilities(now);
   Meaning meaning;
-  if (call.function == "security_capset") {
-    meaning.sentence =
-        fmt::format("changes its capabilities from {:#x} to {:#x}", capabilities(before), capabilities(now));
+  if (is_capset) {
+    meaning.sentence = fmt::format("changes its capabilities from {:#x} to {:#x}", old_capabilities, new_capabilities);
   } else if (call.function == "security_task_fix_setgid") {
     meaning.sentence = fmt::format("changes its group from {} to {}", id(before, "egid.val"), id(now, "egid.val"));
   } else {
@@ -40,7 +38,7 @@ Meaning tell(const CallReader &reader, const HookedCall &call) {
   meaning.with("old_uid", id(before, "uid.val")).with("new_uid", id(now, "uid.val"));
   meaning.with("old_euid", id(before, "euid.val")).with("new_euid", id(now, "euid.val"));
   meaning.with("old_egid", id(before, "egid.val")).with("new_egid", id(now, "egid.val"));
-  meaning.with("old_capabilities", capabilities(before)).with("new_capabilities", capabilities(now));
+  meaning.with("old_capabilities", old_capabilities).with("new_capabilities", new_capabilities);
   return meaning;
 }
 

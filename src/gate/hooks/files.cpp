@@ -25,8 +25,9 @@ Meaning tell_open(const CallReader &reader, const HookedCall &call) {
 
 LARARIUM_HOOK(
     open_hook, "open", "a file is opened",
-    "Whatever way leads to it (open, openat2, io_uring, execve, the kernel itself), before it succeeds. Rules match "
-    "`path`, `write` (yes or no) and `flags`. It happens often: give --only rules or leave it out where cost counts.",
+    "Whatever way leads to it (open, openat2, io_uring, execve, the kernel itself), before it succeeds; a file that is "
+    "to be made is made by then. Rules match `path`, `write` (yes or no) and `flags`. It happens often: where cost "
+    "counts, leave it out of --hooks.",
     true, open_points, tell_open)
 
 Keep keep_path_below(std::uint8_t directory, std::uint8_t dentry) {
