@@ -356,12 +356,14 @@ public:
     else if (kernel.symbol("security_hook_heads") || kernel.symbol("static_calls_table"))
       return std::unexpected(hooks.error());
     look_at_settings(kernel, findings);
-    look_at_lockdown(kernel, findings);
+    const auto log = scene.system().kernel_log(); // before what it may contradict
+    look_at_lockdown(kernel, log, findings);
+    look_at_selinux(kernel, findings);
     look_at_tracers(kernel, findings);
     look_at_audit(kernel, findings);
     look_at_taint(kernel, findings);
     look_at_processors(scene, findings);
-    look_at_log(scene, findings);
+    look_at_log(log, findings);
     return {};
   }
 
@@ -419,8 +421,24 @@ private:
   }
 
   // A kernel that was told at its start to lock itself down does so before anything else runs.
-  static void look_at_lockdown(const Kernel &kernel, Findings &findings) {
+  // And whenever it is locked down, it says so in its log; what programs write there is told from its own words.
+  static void look_at_lockdown(const Kernel &kernel, const Result<View<LogRecord>> &log, Findings &findings) {
     const auto level = number(kernel, "kernel_locked_down", 4);
+    const auto is_locking = [](const LogRecord &record) {
+      return record.facility == 0 && record.text.starts_with("Kernel is locked down from ");
+    };
+    if (level == 0u && log)
+      if (const auto record = std::ranges::find_if(log->items, is_locking); record != log->items.end())
+        findings
+            .add({.subject = "kernel lockdown",
+                  .severity = Severity::critical,
+                  .technique = disable_tools,
+                  .sentence = fmt::format("the kernel is not locked down, and record {} of its log says that it was: "
+                                          "lockdown was lifted by a change of memory",
+                                          record->sequence)})
+            .with("address", *kernel.symbol("kernel_locked_down"))
+            .with("number", record->sequence)
+            .with("found", *level);
     const auto line = kernel.symbol("saved_command_line");
     const auto text = line ? kernel.read_pointer(*line) : std::nullopt;
     if (!level || !text)
@@ -439,6 +457,50 @@ private:
           .with("found", *level)
           .with("expected", static_cast<std::uint64_t>(*least));
     }
+  }
+
+  // What SELinux tells programs of itself lies in a page that they can map; `setenforce` and the loading of a policy
+  // change both.
+  static void look_at_selinux(const Kernel &kernel, Findings &findings) {
+    const Types &types = kernel.types();
+    const auto state = kernel.symbol("selinux_state");
+    const auto enforcing = types.field("selinux_state", "enforcing"),
+               initialized = types.field("selinux_state", "initialized"),
+               policy = types.field("selinux_state", "policy"), page = types.field("selinux_state", "status_page"),
+               told = types.field("selinux_kernel_status", "enforcing");
+    const auto page_struct_size = types.size_of("page");
+    const auto add = [&](const char *subject, std::string sentence, std::uint64_t found, std::uint64_t expected) {
+      findings
+          .add({.subject = subject,
+                .severity = Severity::critical,
+                .technique = disable_tools,
+                .sentence = std::move(sentence)})
+          .with("address", *state)
+          .with("found", found)
+          .with("expected", expected);
+    };
+    if (!state)
+      return;
+    if (policy && initialized && kernel.read_field(*state, *policy).value_or(0) != 0 &&
+        kernel.read_field(*state, *initialized) == 0u)
+      add("SELinux policy", "SELinux has a policy and does not use it: it was made to believe that it has none", 0, 1);
+    const auto array_symbol = kernel.symbol("vmemmap_base"), direct_symbol = kernel.symbol("page_offset_base");
+    const auto array = array_symbol ? kernel.read_pointer(*array_symbol) : std::nullopt,
+               direct = direct_symbol ? kernel.read_pointer(*direct_symbol) : std::nullopt;
+    if (!enforcing || !page || !told || !page_struct_size || *page_struct_size == 0 || !array || !direct)
+      return;
+    const auto frame = kernel.read_pointer(*state, *page);
+    if (!frame || *frame < *array)
+      return; // nobody asked for that page yet
+    const auto is = kernel.read_field(*state, *enforcing),
+               said = kernel.read_field(*direct + (*frame - *array) / *page_struct_size * page_size, *told);
+    if (is && said && (*is != 0) != (*said != 0))
+      add("SELinux enforcement",
+          *is == 0
+              ? "SELinux lets everything pass, and tells programs that it enforces its policy: it was switched off by "
+                "a change of memory"
+              : "SELinux enforces its policy, and tells programs that it does not",
+          *is, *said);
   }
 
   static void look_at_tracers(const Kernel &kernel, Findings &findings) {
@@ -570,8 +632,7 @@ private:
     }
   }
 
-  void look_at_log(const Scene &scene, Findings &findings) {
-    const auto view = scene.system().kernel_log();
+  void look_at_log(const Result<View<LogRecord>> &view, Findings &findings) {
     if (!view || view->status.raced || view->status.truncated)
       return;
     for (const LogMemory::Loss &loss : log_.look(view->items)) {
@@ -604,7 +665,9 @@ LARARIUM_CHECK(
     "security hooks, lockdown, auditing, tracing, taint and log, switched off",
     "Every hook that a security module of the kernel registered must still be called, and lead to a function of the "
     "kernel's image; the kernel's taint must hold that of its modules; ftrace must be alive; lockdown must be what the "
-    "command line asked for; each CPU must keep CR0.WP and the pinned bits of CR4. What can only be seen by a look "
+    "command line asked for and the log tells of; SELinux must do what it tells programs; auditing must be on while "
+    "its "
+    "daemon waits for records; each CPU must keep CR0.WP and the pinned bits of CR4. What can only be seen by a look "
     "before is seen by `watch`: settings that are weaker than they were (medium where an administrator may do it, "
     "critical where the kernel never does), records of the log that were changed or removed. A hook that was exchanged "
     "for another function of the kernel is seen by kernel_text's comparison with the first look alone.")

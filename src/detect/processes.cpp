@@ -20,13 +20,15 @@ public:
     for (const auto &[task, seen] : census.tasks)
       if (seen.pid > 0 && is_alive(kernel, task))
         report(scene, census, task, seen, findings);
+    if (!census.unseen.empty())
+      findings.could_not_see(census.unseen);
     return {};
   }
 
 private:
   static void report(const Scene &scene, const TaskCensus &census, Gva task, const SeenTask &seen, Findings &findings) {
     const Kernel &kernel = scene.kernel();
-    for (const TaskSource source : {task_list, pid_table}) {
+    for (const TaskSource source : {task_list, pid_table, control_groups}) {
       if (!census.complete[source] || (seen.in >> source & 1) != 0)
         continue;
       std::string others;
@@ -55,9 +57,12 @@ private:
 
 LARARIUM_CHECK(
     Processes, "processes", "T1564.001 T1014", "processes that hide from ps",
-    "Compares the list of tasks, the table of pids, what each CPU runs now, the run queues, and the tasks of "
-    "the control groups. A task that is missing from the list or from the table, and is not just ending, is "
-    "hidden. One that is in none of them and does not run is not seen.")
+    "Compares the list of tasks with their threads, the table of pids, what each CPU runs now, the run queues, the "
+    "tasks "
+    "of the control groups, and all memory of which the kernel allocates tasks (in the first 64 GiB). A task that is "
+    "missing from the list, the table or the control groups, and is not just ending, is hidden. One that is in no "
+    "record "
+    "and was copied out of the kernel's own memory of tasks is not seen.")
 
 } // namespace
 } // namespace lararium::detect

@@ -4,7 +4,11 @@
 #include "lararium/os/linux/tasks.h"
 #include "lararium/os/linux/xarray.h"
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
+#include <set>
+#include <vector>
 
 namespace lararium::detect {
 namespace {
@@ -14,12 +18,20 @@ using linux_guest::LayoutResolver;
 using linux_guest::WalkResult;
 
 constexpr std::size_t task_limit = 1 << 22;
+constexpr std::uint64_t frame_limit = 1 << 24; // of RAM, whose page structures are read in one look: 64 GiB
+// The kernel makes room for as much of the last member, the registers, as the CPU has.
+constexpr std::uint64_t largest_slab = 1 << 10, smallest_task = 1 << 10, largest_task = 1 << 16;
+constexpr std::uint32_t stack_end_magic = 0x57ac6e9d; // STACK_END_MAGIC
+constexpr std::uint64_t task_dead = 0x80, task_new = 0x800;
 
 struct Layout {
   FieldLocation pid, tgid, flags, exit_state;
   std::optional<FieldLocation> pid_link, pid_tasks, namespace_idr;
   std::optional<FieldLocation> queue_current, queue_tasks, queue_link;
-  std::optional<FieldLocation> set_tasks, set_link, set_hash;
+  std::optional<FieldLocation> set_tasks, set_moving, set_dying, set_link, set_hash;
+  std::optional<FieldLocation> slab_cache, cache_size, cache_pad, cache_order, cache_least_order;
+  std::optional<FieldLocation> state, stack, stack_count, thread_pid, numbers, number;
+  std::uint64_t page_struct_size = 0;
 
   static Result<Layout> resolve(const Kernel &kernel) {
     LayoutResolver layout(kernel.types());
@@ -35,8 +47,24 @@ struct Layout {
     f.queue_tasks = layout.optional("rq", "cfs_tasks");
     f.queue_link = layout.optional("task_struct", "se.group_node");
     f.set_tasks = layout.optional("css_set", "tasks");
+    f.set_moving = layout.optional("css_set", "mg_tasks");
+    f.set_dying = layout.optional("css_set", "dying_tasks"); // 5.3, c03cd7738a83
     f.set_link = layout.optional("task_struct", "cg_list");
     f.set_hash = layout.optional("css_set", "hlist");
+    f.slab_cache = layout.optional("slab", "slab_cache"); // 5.17, d122019bf061
+    if (!f.slab_cache)
+      f.slab_cache = layout.optional("page", "slab_cache");
+    f.cache_size = layout.optional("kmem_cache", "size");
+    f.cache_pad = layout.optional("kmem_cache", "red_left_pad");
+    f.cache_order = layout.optional("kmem_cache", "oo.x");
+    f.cache_least_order = layout.optional("kmem_cache", "min.x");
+    f.state = layout.optional_any("task_struct", {"__state", "state"}); // 5.14, 2f064a59a11f
+    f.stack = layout.optional("task_struct", "stack");
+    f.stack_count = layout.optional("task_struct", "stack_refcount");
+    f.thread_pid = layout.optional("task_struct", "thread_pid");
+    f.numbers = layout.optional("pid", "numbers");
+    f.number = layout.optional("upid", "nr");
+    f.page_struct_size = kernel.types().size_of("page").value_or(0);
     TRY(layout.check());
     return f;
   }
@@ -67,6 +95,7 @@ struct Gatherer {
     from_pid_table();
     from_cpus();
     from_control_groups();
+    from_memory();
     return {};
   }
 
@@ -112,21 +141,101 @@ struct Gatherer {
     if (!table || !f.set_tasks || !f.set_link || !f.set_hash)
       return;
     constexpr std::uint64_t buckets = 128; // CSS_SET_HASH_BITS is 7
+    constexpr std::size_t set_limit = 1 << 16;
     std::size_t sets = 0;
+    bool whole = true;
     for (std::uint64_t bucket = 0; bucket < buckets; ++bucket) {
       const auto first = kernel.read_pointer(*table + 8 * bucket);
-      if (!first)
+      if (!first) {
+        whole = false;
         continue;
-      constexpr std::size_t set_limit = 1 << 16;
-      linux_guest::walk_chain(kernel, *first, 0, set_limit, [&](Gva node) {
+      }
+      const WalkResult chain = linux_guest::walk_chain(kernel, *first, 0, set_limit, [&](Gva node) {
         const Gva set = node - f.set_hash->offset;
-        linux_guest::walk_list(kernel, set + f.set_tasks->offset, task_limit, [&](Gva link) {
-          see(link - f.set_link->offset, control_groups);
-          return true;
-        });
+        for (const auto &list : {f.set_tasks, f.set_moving, f.set_dying})
+          if (list)
+            whole &= linux_guest::walk_list(kernel, set + list->offset, task_limit, [&](Gva link) {
+                       see(link - f.set_link->offset, control_groups);
+                       return true;
+                     }).consistent();
         return ++sets < set_limit;
       });
+      whole &= chain.consistent();
     }
+    const auto count = kernel.symbol("css_set_count");
+    census.complete[control_groups] = whole && count && kernel.read<std::uint32_t>(*count) == sets;
+  }
+
+  // Each frame of RAM that belongs to the cache of which the kernel allocates tasks, and in it each task that lives.
+  void from_memory() {
+    const auto cache_symbol = kernel.symbol("task_struct_cachep");
+    const auto cache = cache_symbol ? kernel.read_pointer(*cache_symbol) : std::nullopt;
+    const auto map_symbol = kernel.symbol("vmemmap_base"), direct_symbol = kernel.symbol("page_offset_base");
+    const auto map = map_symbol ? kernel.read_pointer(*map_symbol) : std::nullopt,
+               direct = direct_symbol ? kernel.read_pointer(*direct_symbol) : std::nullopt;
+    if (!cache || !map || !direct || !kernel.is_kernel_address(*cache) || !f.slab_cache || !f.cache_size ||
+        !f.cache_order || !f.cache_least_order || !f.state || !f.stack || !f.thread_pid || !f.numbers || !f.number ||
+        f.page_struct_size < 32 || f.page_struct_size > 256) {
+      census.unseen = "the kernel does not tell which memory holds its tasks";
+      return;
+    }
+    const std::uint64_t stride = kernel.read_field(*cache, *f.cache_size).value_or(0),
+                        pad = f.cache_pad ? kernel.read_field(*cache, *f.cache_pad).value_or(0) : 0,
+                        order = kernel.read_field(*cache, *f.cache_order).value_or(0),
+                        least = kernel.read_field(*cache, *f.cache_least_order).value_or(0) >> 16;
+    // kmem_cache_order_objects: the order of a slab above, how many objects it has below.
+    const std::uint64_t objects = order & 0xffff;
+    if (stride < smallest_task || stride > largest_task || pad >= stride || objects == 0 || objects > largest_slab ||
+        least > 10) {
+      census.unseen = "what the kernel tells of the memory of its tasks contradicts itself";
+      return;
+    }
+    // The pids of those that other records know: a task that is being made, or whose making failed, is a copy of one.
+    std::set<std::int32_t> known;
+    for (const auto &[task, seen] : census.tasks)
+      known.insert(seen.pid);
+    std::uint64_t frames = 0;
+    constexpr std::uint64_t chunk_frames = 512;
+    std::vector<std::byte> chunk(chunk_frames * f.page_struct_size);
+    for (const RamRange &range : kernel.memory().ranges())
+      for (std::uint64_t frame = range.base.value / page_size, end = frame + range.size / page_size; frame < end;) {
+        const std::uint64_t count = std::min(end - frame, chunk_frames);
+        if ((frames += count) > frame_limit) {
+          census.unseen = "only the first 64 GiB of memory were searched for tasks";
+          return;
+        }
+        const auto room = std::span(chunk).first(count * f.page_struct_size);
+        if (kernel.space().read(*map + frame * f.page_struct_size, room))
+          for (std::uint64_t i = 0; i < count; ++i) {
+            if ((frame + i) % (1ULL << least) != 0)
+              continue;
+            std::uint64_t owner = 0;
+            std::memcpy(&owner, room.data() + i * f.page_struct_size + f.slab_cache->offset, sizeof owner);
+            if (owner != cache->value)
+              continue;
+            const Gva slab = *direct + (frame + i) * page_size;
+            for (std::uint64_t object = 0; object < objects; ++object)
+              see_in_memory(slab + object * stride + pad, known);
+          }
+        frame += count;
+      }
+    census.complete[task_memory] = true;
+  }
+
+  // A free object still looks like the task that it was, or that it was to become.
+  void see_in_memory(Gva task, const std::set<std::int32_t> &known) {
+    if (census.tasks.contains(task))
+      return see(task, task_memory);
+    const auto pid = static_cast<std::int32_t>(kernel.read_field(task, f.pid).value_or(0));
+    if (pid <= 0 || known.contains(pid) || !is_alive(kernel, task) ||
+        (kernel.read_field(task, *f.state).value_or(task_dead) & (task_dead | task_new)) != 0 ||
+        (f.stack_count && kernel.read_field(task, *f.stack_count).value_or(0) == 0))
+      return;
+    const auto number = kernel.read_pointer(task, *f.thread_pid), stack = kernel.read_pointer(task, *f.stack);
+    if (number && stack && kernel.is_kernel_address(*number) && kernel.is_kernel_address(*stack) &&
+        static_cast<std::int32_t>(kernel.read_field(*number + f.numbers->offset, *f.number).value_or(0)) == pid &&
+        kernel.read<std::uint32_t>(*stack) == stack_end_magic)
+      see(task, task_memory);
   }
 };
 

@@ -5,12 +5,22 @@
 
 #include <cstdint>
 #include <map>
+#include <string>
 
 namespace lararium::detect {
 
-enum TaskSource : std::uint8_t { task_list, pid_table, current_task, run_queue, control_groups, task_source_count };
-inline constexpr const char *task_source_names[] = {"the list of tasks", "the table of pids", "the CPUs' current tasks",
-                                                    "the run queues", "the control groups"};
+enum TaskSource : std::uint8_t {
+  task_list,
+  pid_table,
+  current_task,
+  run_queue,
+  control_groups,
+  task_memory, // the pages of which the kernel allocates tasks: all of them, whatever they left
+  task_source_count
+};
+inline constexpr const char *task_source_names[] = {"the list of tasks",       "the table of pids",
+                                                    "the CPUs' current tasks", "the run queues",
+                                                    "the control groups",      "the memory of tasks"};
 
 struct SeenTask {
   std::int32_t pid = 0, tgid = 0;
@@ -20,6 +30,7 @@ struct SeenTask {
 struct TaskCensus {
   std::map<Gva, SeenTask> tasks;         // threads too
   bool complete[task_source_count] = {}; // false: what is missing in that record says nothing
+  std::string unseen;                    // of the memory of tasks: a sentence
 };
 
 [[nodiscard]] Result<TaskCensus> take_task_census(const linux_guest::Kernel &kernel);

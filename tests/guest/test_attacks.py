@@ -15,12 +15,14 @@ import time
 import typing
 
 import harness
+from guest_memory import GuestKernel, GuestMemory
 
 from lab.attack import CONTROL, Attacker, Unsupported
 from lab.errors import LabError
 
 CHOSEN = re.compile(os.environ.get("LARARIUM_ATTACKS", ""))
 TABLE = os.environ.get("LARARIUM_ATTACK_TABLE")
+MEMORY = 512 << 20
 LOOKS = 3  # a look that raced with the guest drops what it saw
 
 
@@ -32,6 +34,7 @@ class Attack:
     begin: typing.Callable  # of (test); gives the function that ends it
     unseen: str = ""  # why no check can find it yet
     reference: bool = False  # the check has the file that the guest's kernel was booted from
+    guarded: bool = False    # in a guest with SELinux, which is locked down at the end
 
 
 def technique(name, check, pattern, argument="orphan", **options):
@@ -124,6 +127,32 @@ def hardened(name, setting, value, check, pattern, **options):
     return Attack(name, check, pattern, begin, **options)
 
 
+def guarded(name, before, pattern):
+    """A technique that undoes what BEFORE switched on, for good."""
+    def begin(test):
+        test.guest.check(before)
+        test.attacker.on(name)
+        return lambda: test.attacker.off(name)
+    return Attack(name, "defences", pattern, begin, guarded=True)
+
+
+def audited(name, check, pattern):
+    """The same for auditing, which has a daemon."""
+    def begin(test):
+        job = test.guest.start("/tmp/attack_program audit_daemon")
+        try:
+            test.attacker.on(name)
+        except BaseException:
+            job.stop()
+            raise
+
+        def end():
+            test.attacker.off(name)
+            job.stop()
+        return end
+    return Attack(name, check, pattern, begin)
+
+
 FIRST_LOOK = "one look does not know what was there before"
 ORDINARY = "workload as 1000 sleep"
 CONTAINED = "workload own_namespace"
@@ -139,6 +168,8 @@ ATTACKS = [
     *both("sysenter", "system_calls", r"SYSENTER_EIP of CPU"),
     technique("fmask", "system_calls", r"FMASK of CPU", ""),
     *both("idt_entry", "interrupts", r"idt_table\[4\]"),
+    technique("own_idt", "interrupts", r"IDTR of CPU", ""),
+    technique("own_gdt", "interrupts", r"GDTR of CPU", ""),
     technique("gdt_entry", "interrupts", r"(?i)gdt|descriptor", ""),
     # text and data that nobody may change
     *both("text_inline_jump", "kernel_text", r"__x64_sys_sethostname"),
@@ -161,6 +192,9 @@ ATTACKS = [
     process("process_not_in_pids", "processes", r"not in the table of pids"),
     process("process_without_pid_links", "processes", r"not in the table of pids"),
     process("process_hidden", "processes", r"workload.*not in the list of tasks"),
+    process("process_without_control_groups", "processes", r"workload.*not in the control groups"),
+    process("process_in_no_record", "processes", r"workload.*is in the memory of tasks and not in"),
+    process("thread_unlisted", "processes", r"not in the list of tasks", "workload threads 3"),
     # functions that the kernel calls
     *both("ftrace", "tracing", r"ftrace"),
     *both("kprobe", "tracing", r"kprobe at vfs_statfs"),
@@ -182,6 +216,7 @@ ATTACKS = [
     *both("proc_operations", "proc_files", r"proc_open of the proc_ops stat_proc_ops"),
     *both("proc_root_iterate", "proc_files", r"iterate_shared of the file_operations proc_root_operations"),
     *both("seq_operations", "proc_files", r"show of the seq_operations tcp4_seq_ops"),
+    *both("seq_operations_udp", "proc_files", r"show of the seq_operations udp_seq_ops"),
     *both("line_discipline", "line_disciplines", r"receive_buf2 of the tty_ldisc_ops n_tty_ops"),
     *both("own_line_discipline", "line_disciplines", r"line discipline of tty\w+ is none that is registered"),
     *both("folder_operations", "file_operations", r"iterate_shared of the file_operations"),
@@ -202,7 +237,16 @@ ATTACKS = [
     technique("ftrace_killed", "defences", r"ftrace", ""),
     technique("taint_reset", "defences", r"taint", ""),
     technique("write_protection_off", "defences", r"CR0\.WP", ""),
+    technique("protection_off", "defences", r"CR4 of CPU", "smep"),
+    technique("protection_off", "defences", r"CR4 of CPU", "smap"),
     technique("log_record_changed", "defences", r"log", "", unseen=FIRST_LOOK),
+    technique("log_record_removed", "defences", r"log", "", unseen=FIRST_LOOK),
+    audited("audit_off", "defences", r"audit_enabled auditing was on and is off"),
+    guarded("selinux_permissive", "mkdir -p /sys/fs/selinux; mount -t selinuxfs selinuxfs /sys/fs/selinux; "
+            "grep -q 1 /sys/fs/selinux/enforce; head -c 1 /sys/fs/selinux/status >/dev/null",
+            r"SELinux lets everything pass"),
+    guarded("lockdown_lifted", "mount -t securityfs securityfs /sys/kernel/security; "
+            "echo integrity >/sys/kernel/security/lockdown", r"lockdown was lifted"),
     # credentials
     process("credentials_shared", "credentials", r"workload"),
     process("credentials_uid", "credentials", r"workload"),
@@ -244,8 +288,8 @@ ATTACKS = [
 ]
 
 
-class Attacks(harness.GuestTest):
-    OPTIONS = {"backend": "memfd", "modules": ["dummy"], "qemu": os.environ.get("LARARIUM_QEMU", "7.2")}
+class Attacked(harness.GuestTest):
+    OPTIONS = {"backend": "memfd", "memory": f"{MEMORY >> 20}M", "modules": ["dummy"], "qemu": os.environ.get("LARARIUM_QEMU", "7.2")}
 
     @classmethod
     def setUpClass(cls):
@@ -295,17 +339,6 @@ class Attacks(harness.GuestTest):
                 break
         self.assertEqual(left, [], "findings after the attack was taken back")
 
-    def test_severity_leaves_lesser_findings_out(self):
-        job = self.guest.start("workload raw")
-        try:
-            found = self.items("check", "--only", "sockets", check=False)
-            self.assertEqual([finding["severity"] for finding in found], ["low"])
-            graver = harness.run_lararium("check", self.guest.pid, "--only", "sockets", "--severity", "medium", "--json",
-                                          cache=self.cache.name)
-            self.assertEqual(json.loads(graver.stdout)["items"], [])
-        finally:
-            job.stop()
-
     @classmethod
     def print_table(cls):
         if not cls.rows:
@@ -319,11 +352,48 @@ class Attacks(harness.GuestTest):
                 file.writelines(json.dumps(row) + "\n" for row in cls.rows)
 
 
+class Attacks(Attacked):
+    def test_severity_leaves_lesser_findings_out(self):
+        job = self.guest.start("workload raw")
+        try:
+            found = self.items("check", "--only", "sockets", check=False)
+            self.assertEqual([finding["severity"] for finding in found], ["low"])
+            graver = harness.run_lararium("check", self.guest.pid, "--only", "sockets", "--severity", "medium", "--json",
+                                          cache=self.cache.name)
+            self.assertEqual(json.loads(graver.stdout)["items"], [])
+        finally:
+            job.stop()
+
+
+class AttacksOnGuarded(Attacked):
+    OPTIONS = {**Attacked.OPTIONS, "append": "security=selinux selinux=1 enforcing=1"}
+
+    def test_policy_that_is_not_used(self):
+        # There is no policy in this guest; it stands still while it seems to have one.
+        memory = GuestMemory(self.guest, MEMORY)
+        self.addCleanup(memory.close)
+        kernel = GuestKernel(memory, lambda command, *arguments: harness.run_lararium(
+            command, self.guest.pid, *arguments, cache=self.cache.name).stdout)
+        state = kernel.symbol("selinux_state")
+        self.guest.qmp("stop")
+        try:
+            with memory.undone():
+                kernel.put(state + kernel.offset("selinux_state", "policy"), state)
+                self.assertRegex(str(self.findings("defences")), "has a policy and does not use it")
+            self.assertEqual(self.findings("defences"), [])
+        finally:
+            self.guest.qmp("cont")
+
+
+def add(attack, tests):
+    method = f"test_{re.sub(r'[^a-z0-9]+', '_', attack.name)}"
+    assert not hasattr(tests, method), f"two attacks are called {attack.name}"
+    setattr(tests, method, lambda self: self.carry_out(attack))
+
+
 for each in ATTACKS:
     if CHOSEN.search(each.name):
-        method = f"test_{re.sub(r'[^a-z0-9]+', '_', each.name)}"
-        assert not hasattr(Attacks, method), f"two attacks are called {each.name}"
-        setattr(Attacks, method, lambda self, attack=each: self.carry_out(attack))
+        add(each, AttacksOnGuarded if each.guarded else Attacks)
 
 if __name__ == "__main__":
     harness.main()

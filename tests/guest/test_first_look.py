@@ -133,6 +133,9 @@ class Defences(Remembering):
     def test_record_of_the_log(self):
         self.carry_out("log_record_changed", "kernel's log was changed")
 
+    def test_record_that_leaves_the_log(self):
+        self.carry_out("log_record_removed", "kernel's log was removed")
+
     def test_the_log_grows_and_is_read(self):
         self.guest.check("dmesg -c >/dev/null; for i in $(seq 2000); do echo line $i of the test >/dev/kmsg; done", 120)
         self.assertEqual(self.look(), [])

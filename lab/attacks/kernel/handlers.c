@@ -391,7 +391,7 @@ static int replace_function(struct patch *patch, void *member, const char *argum
 	return code ? patch_apply(patch, member, &code, sizeof(code)) : -ENOMEM;
 }
 
-static struct patch proc_table, proc_root, seq_table, protocol_table, discipline, folder_table, inode_table;
+static struct patch proc_table, proc_root, seq_table, udp_seq_table, protocol_table, discipline, folder_table, inode_table;
 
 static int proc_table_on(const char *argument)
 {
@@ -424,6 +424,17 @@ static int seq_on(const char *argument)
 static void seq_off(void)
 {
 	patch_revert(&seq_table);
+}
+
+static int udp_seq_on(const char *argument)
+{
+	struct seq_operations *table = attack_symbol("udp_seq_ops");
+	return table ? replace_function(&udp_seq_table, &table->show, argument) : -EOPNOTSUPP;
+}
+
+static void udp_seq_off(void)
+{
+	patch_revert(&udp_seq_table);
 }
 
 static int protocol_on(const char *argument)
@@ -685,6 +696,7 @@ struct attack attack_handlers[] = {
 	{"proc_operations", proc_table_on, proc_table_off},
 	{"proc_root_iterate", proc_root_on, proc_root_off},
 	{"seq_operations", seq_on, seq_off},
+	{"seq_operations_udp", udp_seq_on, udp_seq_off},
 	{"socket_protocol", protocol_on, protocol_off},
 	{"line_discipline", discipline_on, discipline_off},
 	{"own_line_discipline", own_discipline_on, own_discipline_off},

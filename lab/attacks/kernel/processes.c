@@ -3,6 +3,7 @@
 // looked for. It must be alive when it is put back.
 #include "attack.h"
 
+#include <linux/cgroup-defs.h>
 #include <linux/idr.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
@@ -141,6 +142,35 @@ static void links_off(void)
 	end(change_links);
 }
 
+// Leaves the list of its process' threads; it is not the first of them.
+static int change_threads(bool insert)
+{
+	rwlock_t *lock = attack_symbol("tasklist_lock");
+	if (!lock || thread_group_leader(victim))
+		return -EOPNOTSUPP;
+	write_lock_irq(lock);
+	if (insert)
+		list_add_tail_rcu(&victim->thread_node, &victim->signal->thread_head);
+	else
+		list_del_rcu(&victim->thread_node);
+	write_unlock_irq(lock);
+	return 0;
+}
+
+static int change_groups(bool insert)
+{
+	spinlock_t *lock = attack_symbol("css_set_lock");
+	if (!lock)
+		return -EOPNOTSUPP;
+	spin_lock_irq(lock);
+	if (insert)
+		list_add_tail(&victim->cg_list, &victim->cgroups->tasks);
+	else
+		list_del_init(&victim->cg_list);
+	spin_unlock_irq(lock);
+	return 0;
+}
+
 static int change_both(bool insert)
 {
 	int result = change_table(insert);
@@ -157,10 +187,67 @@ static void both_off(void)
 	end(change_both);
 }
 
+// ARGUMENT is the process; its youngest thread hides.
+static int thread_on(const char *argument)
+{
+	int result = choose(argument);
+	struct task_struct *thread;
+	struct pid *pid;
+	if (result)
+		return result;
+	rcu_read_lock();
+	thread = list_last_entry(&victim->signal->thread_head, struct task_struct, thread_node);
+	get_task_struct(thread);
+	pid = get_pid(task_pid(thread));
+	rcu_read_unlock();
+	release();
+	victim = thread;
+	victim_pid = pid;
+	result = change_threads(false);
+	if (result)
+		release();
+	return result;
+}
+
+static void thread_off(void)
+{
+	end(change_threads);
+}
+
+static int groups_on(const char *argument)
+{
+	return begin(argument, change_groups);
+}
+
+static void groups_off(void)
+{
+	end(change_groups);
+}
+
+// Nothing that lists tasks has it any more. It sleeps, so that no run queue has it either.
+static int change_all(bool insert)
+{
+	int result = change_both(insert);
+	return result ? result : change_groups(insert);
+}
+
+static int all_on(const char *argument)
+{
+	return begin(argument, change_all);
+}
+
+static void all_off(void)
+{
+	end(change_all);
+}
+
 struct attack attack_processes[] = {
 	{"process_unlisted", list_on, list_off},
 	{"process_not_in_pids", table_on, table_off},
 	{"process_without_pid_links", links_on, links_off},
 	{"process_hidden", both_on, both_off},
+	{"process_without_control_groups", groups_on, groups_off},
+	{"process_in_no_record", all_on, all_off},
+	{"thread_unlisted", thread_on, thread_off},
 	{},
 };

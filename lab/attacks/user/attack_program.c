@@ -6,8 +6,11 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
 #include <linux/io_uring.h>
+#include <linux/netlink.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -240,6 +243,40 @@ __attribute__((noreturn)) static int spin(void)
 	}
 }
 
+// An audit daemon, as far as the kernel can tell, with auditing on; killed by SIGTERM it switches it off again.
+static int audit_socket;
+
+static void audit_set(unsigned mask, unsigned enabled)
+{
+	struct {
+		struct nlmsghdr header;
+		struct audit_status status;
+	} message = {{sizeof message, AUDIT_SET, NLM_F_REQUEST, 0, 0}, {.mask = mask, .enabled = enabled, .pid = getpid()}};
+	check(send(audit_socket, &message, sizeof message, 0) != sizeof message, "AUDIT_SET");
+}
+
+static void audit_end(int signal)
+{
+	(void)signal;
+	audit_set(AUDIT_STATUS_ENABLED, 0);
+	_exit(0);
+}
+
+__attribute__((noreturn)) static int audit_daemon(void)
+{
+	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+	char record[9000];
+	audit_socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT);
+	check(audit_socket < 0, "socket");
+	check(connect(audit_socket, (struct sockaddr *)&kernel, sizeof kernel), "connect");
+	signal(SIGTERM, audit_end);
+	audit_set(AUDIT_STATUS_PID | AUDIT_STATUS_ENABLED, 1);
+	ready();
+	for (;;)
+		if (recv(audit_socket, record, sizeof record, 0) < 0 && errno != EINTR && errno != ENOBUFS)
+			check(1, "recv");
+}
+
 int main(int count, char **arguments)
 {
 	static const struct {
@@ -248,13 +285,15 @@ int main(int count, char **arguments)
 	} commands[] = {{"writable_code", writable_code}, {"changed_text", changed_text}, {"hollowed", hollowed},
 			{"preload", preload},             {"preload_file", preload_file}, {"miner", miner},               {"wait", wait_forever},
 			{"spin", spin},                   {"ring_work", ring_work},       {"ring_sockets", ring_sockets},
-			{"miner_memory", miner_memory},   {"miner_memory_spin", miner_memory_spin}};
+			{"miner_memory", miner_memory},   {"miner_memory_spin", miner_memory_spin},
+			{"audit_daemon", audit_daemon}};
 	const char *name = getenv("ATTACK_PROGRAM") ? getenv("ATTACK_PROGRAM") : count > 1 ? arguments[1] : "";
 	size_t index;
 	self = "/proc/self/exe";
 	for (index = 0; index < sizeof commands / sizeof *commands; index++)
 		if (!strcmp(commands[index].name, name))
 			return commands[index].run();
-	fprintf(stderr, "usage: attack_program writable_code|changed_text|hollowed|preload|preload_file|miner|miner_memory|ring_work|ring_sockets\n");
+	fprintf(stderr, "usage: attack_program writable_code|changed_text|hollowed|preload|preload_file|miner|miner_memory|ring_work|ring_sockets|"
+			"audit_daemon\n");
 	return 2;
 }

@@ -297,7 +297,11 @@ private:
       info.thread_count = all->size();
       info.process_count = static_cast<std::uint64_t>(
           std::ranges::count_if(*all, [](const TaskEntry &entry) { return entry.pid == entry.tgid; }));
+    } else {
+      status.warn(fmt::format("the processes cannot be counted: {}", all.error().describe()));
     }
+    if (info.release.empty())
+      status.warn("the kernel's release and host name are not where its types say");
     info.status = std::move(status);
   }
 
