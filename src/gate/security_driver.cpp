@@ -158,7 +158,7 @@ Record SecurityDriver::record_of(const Tampering &tampering) {
       record.actor = known->actor;
   }
   const bool is_forged = tampering.expected.empty();
-  record.sentence = is_forged ? fmt::format("{}: {}", who, tampering.what)
+  record.sentence = is_forged ? (tampering.vcpu ? fmt::format("{}: {}", who, tampering.what) : tampering.what)
                               : fmt::format("{} changed {}{}", who, tampering.what,
                                             tampering.put_back ? ": it was put back" : ": it could not be put back");
   record.with("address", tampering.address).with("what", tampering.what);

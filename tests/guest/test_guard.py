@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ import harness
 
 from lab.attack import Attacker
 
+MODE = shlex.split(os.environ.get("LARARIUM_GUARD", ""))  # --mode and what belongs to it, for tests that name none
 KILLS = int(os.environ.get("LARARIUM_KILLS", "20"))
 
 
@@ -27,6 +29,7 @@ class Monitor:
 
     def __init__(self, guest, cache, *arguments):
         self.records, self.errors = [], tempfile.TemporaryFile("w+")
+        arguments = [*arguments, *([] if "--mode" in arguments else MODE)]
         self.process = subprocess.Popen(
             [harness.BINARY, "guard", str(guest.pid), "--json", *arguments], text=True, stdout=subprocess.PIPE,
             stderr=self.errors, stdin=subprocess.DEVNULL, env={**os.environ, "LARARIUM_CACHE": cache})

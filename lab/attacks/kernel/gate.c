@@ -157,7 +157,128 @@ static int slot_on(const char *argument)
 	return 0;
 }
 
+// ---- what SIM has in the guest (src/gate/sim/layout.h)
+
+#define CONFIG_RING_SIZE 44
+#define RULES_PAGE 0x2000
+#define STATE_HEAD 0
+#define STATE_KEY 16
+#define RECORD_SIZE_AT 0
+#define RECORD_PID_AT 96
+
+static u8 *anywhere(u64 address)
+{
+	return (u8 *)__va(address & (PMD_SIZE - 1)); // where its pages lie is where they are mapped
+}
+
+// A ring with a record in it that nobody has read yet. With interrupts off, as it is left.
+static int find_unread(u8 **state, u8 **ring, u64 *tail, u64 *size, unsigned long *flags)
+{
+	int result = find_area(), cpu, tries;
+	u8 *config;
+	if (result)
+		return result;
+	config = anywhere(*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA));
+	*size = *(u32 *)(config + CONFIG_RING_SIZE);
+	if (!*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA))
+		return -ENODEV;
+	for (tries = 0; tries < 100000; tries++) {
+		local_irq_save(*flags);
+		for_each_online_cpu(cpu) {
+			u8 *entry = area + GATE_CPUS + cpu * GATE_CPU_SIZE;
+			*state = anywhere(*(u64 *)(entry + CPU_STATE));
+			*ring = anywhere(*(u64 *)(entry + CPU_RING));
+			*tail = READ_ONCE(*(u64 *)(entry + CPU_TAIL));
+			if (READ_ONCE(*(u64 *)(*state + STATE_HEAD)) > *tail)
+				return 0;
+		}
+		local_irq_restore(*flags);
+		cond_resched();
+	}
+	return -EAGAIN;
+}
+
+static u64 begin_of_record(u64 head, u64 size)
+{
+	u64 left = size - (head & (size - 1));
+	return left < 1024 ? head + left : head;
+}
+
+// A record says another process.
+static int change_on(const char *argument)
+{
+	u8 *state, *ring;
+	u64 tail, size;
+	unsigned long flags;
+	int result = find_unread(&state, &ring, &tail, &size, &flags);
+	if (result)
+		return result;
+	*(u32 *)(ring + (begin_of_record(tail, size) & (size - 1)) + RECORD_PID_AT) += 1;
+	local_irq_restore(flags);
+	return 0;
+}
+
+// What nobody has read yet has never been.
+static int remove_on(const char *argument)
+{
+	u8 *state, *ring;
+	u64 tail, size;
+	unsigned long flags;
+	int result = find_unread(&state, &ring, &tail, &size, &flags);
+	if (result)
+		return result;
+	WRITE_ONCE(*(u64 *)(state + STATE_HEAD), tail);
+	local_irq_restore(flags);
+	return 0;
+}
+
+// A record once more.
+static int forge_on(const char *argument)
+{
+	u8 *state, *ring, *first;
+	u64 tail, size, head;
+	unsigned long flags;
+	int result = find_unread(&state, &ring, &tail, &size, &flags);
+	if (result)
+		return result;
+	first = ring + (begin_of_record(tail, size) & (size - 1));
+	head = begin_of_record(READ_ONCE(*(u64 *)(state + STATE_HEAD)), size);
+	memmove(ring + (head & (size - 1)), first, 1024 < size - (head & (size - 1)) ? 1024 : size - (head & (size - 1)));
+	WRITE_ONCE(*(u64 *)(state + STATE_HEAD), head + *(u32 *)(first + RECORD_SIZE_AT));
+	local_irq_restore(flags);
+	return 0;
+}
+
+// The ring's key is another one, so that nothing that follows can be believed.
+static int key_on(const char *argument)
+{
+	u8 *state, *ring;
+	u64 tail, size;
+	unsigned long flags;
+	int result = find_unread(&state, &ring, &tail, &size, &flags);
+	if (result)
+		return result;
+	*(u64 *)(state + STATE_KEY) += 1;
+	local_irq_restore(flags);
+	return 0;
+}
+
+// The first rule fits nobody any more.
+static int rule_on(const char *argument)
+{
+	int result = find_area();
+	if (result)
+		return result;
+	WRITE_ONCE(*(u32 *)(anywhere(*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA)) + RULES_PAGE), 0);
+	return 0;
+}
+
 struct attack attack_gate[] = {
+	{.name = "sim_change", .on = change_on, .off = nothing_off},
+	{.name = "sim_remove", .on = remove_on, .off = nothing_off},
+	{.name = "sim_forge", .on = forge_on, .off = nothing_off},
+	{.name = "sim_key", .on = key_on, .off = nothing_off},
+	{.name = "sim_rule", .on = rule_on, .off = nothing_off},
 	{.name = "gate_call", .on = call_on, .off = call_off},
 	{.name = "gate_code", .on = code_on, .off = nothing_off},
 	{.name = "gate_board", .on = board_on, .off = nothing_off},
