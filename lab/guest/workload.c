@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <linux/audit.h>
 #include <linux/bpf.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -817,6 +818,51 @@ static int do_spin(void)
 	return 0;
 }
 
+// --- The kernel's own audit
+
+static int audit_send(int socket, __u16 type, const void *data, size_t size)
+{
+	struct {
+		struct nlmsghdr head;
+		char data[NLMSG_ALIGN(sizeof(struct audit_rule_data))];
+	} message = {.head = {.nlmsg_len = NLMSG_LENGTH(size), .nlmsg_type = type, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK}};
+	memcpy(message.data, data, size);
+	return send(socket, &message, message.head.nlmsg_len, 0) < 0 ? -1 : 0;
+}
+
+static volatile sig_atomic_t audit_over;
+static void end_audit(int signal)
+{
+	(void)signal;
+	audit_over = 1;
+}
+
+// What `auditctl -a always,exit -S execve -S openat` and auditd do, but for writing it to a disk.
+static int do_audit(void)
+{
+	struct audit_rule_data rule = {.flags = AUDIT_FILTER_EXIT, .action = AUDIT_ALWAYS};
+	struct audit_status status = {.mask = AUDIT_STATUS_ENABLED | AUDIT_STATUS_PID | AUDIT_STATUS_BACKLOG_LIMIT,
+	                              .enabled = 1, .pid = getpid(), .backlog_limit = 8192};
+	int socket_ = CHECK(socket(AF_NETLINK, SOCK_RAW, NETLINK_AUDIT));
+	struct sigaction action = {.sa_handler = end_audit};
+	char message[9000];
+	long count = 0;
+	sigaction(SIGTERM, &action, NULL);
+	rule.mask[AUDIT_WORD(SYS_execve)] |= AUDIT_BIT(SYS_execve);
+	rule.mask[AUDIT_WORD(SYS_openat)] |= AUDIT_BIT(SYS_openat);
+	CHECK(audit_send(socket_, AUDIT_SET, &status, sizeof(status)));
+	CHECK(audit_send(socket_, AUDIT_ADD_RULE, &rule, sizeof(rule)));
+	say_ready("audit=1");
+	while (!audit_over)
+		if (recv(socket_, message, sizeof(message), 0) > 0)
+			count++;
+	status = (struct audit_status){.mask = AUDIT_STATUS_ENABLED};
+	audit_send(socket_, AUDIT_DEL_RULE, &rule, sizeof(rule));
+	audit_send(socket_, AUDIT_SET, &status, sizeof(status));
+	printf("done messages=%ld\n", count);
+	return 0;
+}
+
 // --- Events
 
 // Starts COUNT programs, one after the other, each with its number on its command line.
@@ -1079,6 +1125,7 @@ static const struct {
 	{"become_root", do_become_root, ": from a setuid file: user 0, and a program started by it"},
 	{"credentials", do_credentials, "[storm]: each lawful way to change what one may do"},
 	{"spin", do_spin, "[COUNT]: uses up CPU time"},
+	{"audit", do_audit, ": has the kernel audit execve and openat, and reads what it says"},
 	{"exec", do_exec, "[COUNT] [MICROSECONDS]: starts numbered programs"},
 	{"storm", do_storm, "[COUNT]: makes processes as fast as it can"},
 	{"connect", do_connect, "[COUNT] [PORT]: makes connections"},

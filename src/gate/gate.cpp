@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t faults_at_once = 32;
 constexpr std::uint32_t cpu_limit = 256, most_bells = 2;
 constexpr std::size_t banner_bytes = 64;
-constexpr auto landing_limit = 2ms; // for a write that was let go to be done
+constexpr auto landing_limit = 20ms; // for a write that was let go to be done
 constexpr std::chrono::milliseconds registers_limit = 2s, registers_pause = 2s, kernel_pause = 100ms;
 constexpr int removal_tries = 50;
 constexpr std::uint64_t most_ring = 64 << 10, least_ring = 8 << 10; // a CPU's, where nobody asks for a size
@@ -1308,6 +1308,9 @@ Gate::State::Outcome Gate::State::put_back(Changed &changed) {
       return Outcome::later;
     static_cast<void>(protection_.protect(changed.place, page_size));
     changed.tampering.put_back = true; // what was written is what stood there
+    constexpr std::size_t shown = 16;
+    changed.tampering.expected.assign(expected.begin(), expected.begin() + shown);
+    changed.tampering.found = changed.tampering.expected;
     return Outcome::done;
   }
   const bool by_code_writer = changed.is_code && !protection_.may_hold_code();

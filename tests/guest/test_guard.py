@@ -176,7 +176,8 @@ class GuardTest(harness.GuestTest):
                 ("gate_table", "the hooks' page table", True), ("gate_slot", "that no hooked call made", False)):
             with self.subTest(attack), self.guard("--hooks", "exec", "--deny", "exec path=/tmp/**") as monitor:
                 attacker.on(attack)
-                record = monitor.wait_for(lambda r: r["type"] == "gate_tampered" and what in r["sentence"], attack)  # noqa: B023
+                record = monitor.wait_for(lambda r: r["type"] == "gate_tampered" and what in r["sentence"] and not (  # noqa: B023
+                    put_back and r["fields"]["expected_bytes"] == r["fields"]["found_bytes"]), attack)  # noqa: B023
                 if put_back:
                     self.assertTrue(record["fields"]["put_back"], record)
                     self.assertNotEqual(record["fields"]["expected_bytes"], record["fields"]["found_bytes"])
