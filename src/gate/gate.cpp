@@ -314,6 +314,14 @@ Result<void> Gate::State::find_sites() {
   for (const WatchedFunction &function : functions_)
     addresses.push_back(function.address);
   TRY_ASSIGN(auto found, find_call_sites(kernel_, addresses));
+  if (!found.probed.empty()) {
+    const CallSite &call = found.probed.front();
+    const auto symbol = system_.symbolize(call.address);
+    return fail(ErrorCode::unsupported,
+                fmt::format("a kprobe of the guest's stands on the call of {} at {:#x}{}: it cannot be hooked",
+                            functions_[call.function].name, call.address.value,
+                            symbol ? fmt::format(" in {}", symbol->first.name) : std::string()));
+  }
   calls_ = std::move(found.sites);
   for (std::size_t i = 0; i < functions_.size(); ++i)
     if (std::ranges::none_of(calls_, [&](const CallSite &call) { return call.function == i; }))
