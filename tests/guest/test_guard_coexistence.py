@@ -6,6 +6,7 @@ $LARARIUM_QEMU is the version of QEMU, $LARARIUM_BACKEND the kind of memory, $LA
 """
 
 import contextlib
+import functools
 import pathlib
 import re
 import subprocess
@@ -108,14 +109,16 @@ class Coexistence(harness.GuestTest):
 
     # --- kprobes
 
+    @functools.cache  # noqa: B019 (of one guest)
     def call_site(self):
-        """The function's caller and the offset of the call in it, and one of an instruction before it."""
-        symbols = sorted((int(line.split()[0], 16), line.split()[2]) for line in
-                         self.guest.check("grep -i ' t ' /proc/kallsyms | grep -v '\\['").splitlines())
+        """The function's caller and the offset of the call in it."""
+        callers = ("exec_binprm", "bprm_execve", "search_binary_handler", "bprm_execve.part.0")
+        # By address: the next one says where a function ends.
+        lines = self.guest.check(f"grep -A1 -E ' ({FUNCTION}|{'|'.join(callers)})$' /proc/kallsyms", 300).splitlines()
+        symbols = sorted((int(line.split()[0], 16), line.split()[2]) for line in lines if line != "--")
         target = next(address for address, name in symbols if name == FUNCTION)
-        names = ("exec_binprm", "bprm_execve", "search_binary_handler", "bprm_execve.part.0")
         for (begin, name), (end, _) in zip(symbols, symbols[1:]):
-            if name not in names:
+            if name not in callers:
                 continue
             code = subprocess.run([harness.BINARY, "read", str(self.guest.pid), hex(begin), str(end - begin)], check=True,
                                   capture_output=True).stdout
