@@ -29,16 +29,16 @@ TOOLS = {"scripts/basic/fixdep": (), "scripts/mod/modpost": ("scripts/mod/modpos
          "tools/objtool/objtool": ("tools/objtool/objtool.real-x86",), "scripts/genksyms/genksyms": ()}
 
 
-def build(kernel: kernels.Kernel | str, name: str = "lararium_attack") -> pathlib.Path:
-    """The module NAME, made of all sources of lab/attacks/kernel, for KERNEL; from the cache if nothing changed."""
+def build(kernel: kernels.Kernel | str, name: str = "lararium_attack", source: pathlib.Path = SOURCES) -> pathlib.Path:
+    """The module NAME, made of all files in SOURCE, for KERNEL; from the cache if nothing changed."""
     if isinstance(kernel, str):
         kernel = kernels.fetch(kernel)
     if not shutil.which(COMPILER) or not shutil.which("make"):
         raise Skip(f"{COMPILER} and make are needed to build kernel modules")
-    sources = [*sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h", ".S")), *HEADERS]
+    sources = [*sorted(path for path in source.iterdir() if path.suffix in (".c", ".h", ".S")), *HEADERS]
     digest = hashlib.sha256(f"{RECIPE} {kernel.release} {kernel.version} {UNKNOWN_OPTIONS}".encode())
-    for source in sources:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for path in sources:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = paths.cache_dir() / "modules" / kernel.name
     file = folder / f"{name}-{digest.hexdigest()[:16]}.ko"
     with paths.locked(f"module-{kernel.name}"):

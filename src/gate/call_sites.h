@@ -28,6 +28,7 @@ struct CallSite {
 // beginning of the function that it lies in; `unverified` counts what looks like one and is none, or in data.
 struct CallSites {
   std::vector<CallSite> sites;
+  std::vector<CallSite> probed; // a kprobe of the guest's stands on the instruction, or on a part of it
   std::size_t unverified = 0;
 };
 [[nodiscard]] Result<CallSites> find_call_sites(const linux_guest::Kernel &kernel, std::span<const Gva> functions);

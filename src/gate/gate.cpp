@@ -28,7 +28,7 @@ constexpr std::uint32_t cpu_limit = 256, most_bells = 2;
 constexpr std::size_t banner_bytes = 64;
 constexpr auto landing_limit = 20ms; // for a write that was let go to be done
 constexpr std::chrono::milliseconds registers_limit = 2s, registers_pause = 2s, kernel_pause = 100ms;
-constexpr int removal_tries = 50;
+constexpr int removal_tries = 50, storm_factor = 4;
 constexpr std::uint64_t most_ring = 64 << 10, least_ring = 8 << 10; // a CPU's, where nobody asks for a size
 constexpr auto sim_patience = 2s;                                   // without a sign of life of ours
 constexpr std::chrono::milliseconds beat_pause = 250ms, ring_pause = 5ms;
@@ -266,6 +266,7 @@ private:
   };
   enum class Outcome : std::uint8_t {
     done,
+    unchanged,
     later, // the write has not landed yet, or another repair is under way
     by_code_writer,
   };
@@ -291,10 +292,12 @@ private:
                   std::vector<Tampering> &tamperings);
   Result<void> open_bell(std::uint32_t cpu, std::uint64_t number);
   void hold_bell(std::uint32_t cpu);
+  void let_ring(std::uint32_t cpu, std::uint64_t number);
   void scan(std::vector<GateEvent> &events, std::vector<Tampering> &tamperings);
   void take_write(std::uint64_t offset, const WriteFault &fault);
   void look_at_kernel();
   void look_at_calls();
+  void look_at_slots(std::vector<Tampering> &tamperings);
   void settle(std::vector<Tampering> &tamperings);
   [[nodiscard]] Outcome put_back(Changed &changed);
   void begin(Repair repair);
@@ -351,6 +354,14 @@ Result<void> Gate::State::find_sites() {
   for (const WatchedFunction &function : functions_)
     addresses.push_back(function.address);
   TRY_ASSIGN(auto found, find_call_sites(kernel_, addresses));
+  if (!found.probed.empty()) {
+    const CallSite &call = found.probed.front();
+    const auto symbol = system_.symbolize(call.address);
+    return fail(ErrorCode::unsupported,
+                fmt::format("a kprobe of the guest's stands on the call of {} at {:#x}{}: it cannot be hooked",
+                            functions_[call.function].name, call.address.value,
+                            symbol ? fmt::format(" in {}", symbol->first.name) : std::string()));
+  }
   calls_ = std::move(found.sites);
   for (std::size_t i = 0; i < functions_.size(); ++i)
     if (std::ranges::none_of(calls_, [&](const CallSite &call) { return call.function == i; }))
@@ -745,6 +756,14 @@ Result<void> Gate::State::open_bell(std::uint32_t cpu, std::uint64_t number) {
   return protection_.release(frame_of(shape_.bell_of(cpu, number)), page_size);
 }
 
+// For whoever rings with no event of ours. Until the bell is held again, events are looked for (wait()).
+void Gate::State::let_ring(std::uint32_t cpu, std::uint64_t number) {
+  const Gpa frame = frame_of(shape_.bell_of(cpu, number));
+  static_cast<void>(protection_.release(frame, page_size));
+  std::erase_if(spurious_, [&](const auto &each) { return each.first == frame; });
+  spurious_.emplace_back(frame, Clock::now() + 1ms);
+}
+
 void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::uint32_t> vcpu,
                              std::vector<GateEvent> &events, std::vector<Tampering> &tamperings) {
   Cpu &state = cpus_[cpu];
@@ -765,11 +784,8 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
     }
     // Nobody of ours rings without an event: a kernel that boots in this one's place, a device, a snapshot that is
     // being loaded, or code in the guest that plays with it.
-    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell) {
-      const Gpa frame = frame_of(shape_.bell_of(cpu, bell));
-      static_cast<void>(protection_.release(frame, page_size));
-      spurious_.emplace_back(frame, Clock::now() + 1ms);
-    }
+    for (std::uint64_t bell = 0; bell < shape_.bells; ++bell)
+      let_ring(cpu, bell);
     state.open_bell.reset();
     system_.refresh();
     if (was_reset() || !kernel_is_running()) {
@@ -811,8 +827,8 @@ void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::ui
                             .task = vcpu ? linux_guest::running_task(kernel_, *vcpu) : std::nullopt});
       state.forged = slot.number;
     }
-    if (rang) // whoever it is goes on; the bell is held again with the next event
-      static_cast<void>(open_bell(cpu, slot.number));
+    if (rang) // whoever it is goes on
+      let_ring(cpu, slot.number);
     return;
   }
   state.vcpu = vcpu ? vcpu : state.vcpu;
@@ -915,11 +931,15 @@ Result<void> Gate::State::wait(std::chrono::microseconds timeout, std::vector<Ga
       set_awake(true);
     }
     settle(tamperings);
-    if (now >= next_poll_ && count == 0) {
+    if (!spurious_.empty())
+      scan(events, tamperings);
+    // Events come first; in a storm of them the rest comes, too.
+    if (now >= next_poll_ + (count == 0 ? 0us : storm_factor * options_.poll)) {
       look_at_calls();
+      look_at_slots(tamperings);
       next_poll_ = now + options_.poll;
     }
-    if (now >= next_look_ && count == 0) {
+    if (now >= next_look_ + (count == 0 ? 0ms : kernel_pause)) {
       look_at_kernel();
       next_look_ = now + kernel_pause;
     }
@@ -1124,6 +1144,35 @@ void Gate::State::look_at_kernel() {
   lost_ = lost_ || was_reset() || !kernel_is_there() || !look_at_registers();
 }
 
+// A slot is the guest's to write to, and says that its CPU waits for us no more: nobody but who plays with slots and
+// bells can bring a CPU to that while we are there. All CPUs are told that there is a monitor again.
+void Gate::State::look_at_slots(std::vector<Tampering> &tamperings) {
+  memory_.refresh();
+  const std::uint32_t given_up = settings_.generation;
+  for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu) {
+    Slot slot{};
+    if (!read_slot(cpu, slot) || slot.abandoned != given_up)
+      continue;
+    system_.refresh();
+    if (was_reset() || !kernel_is_running()) {
+      lost_ = true;
+      return;
+    }
+    const std::uint32_t fresh = given_up + 1;
+    const bool done =
+        settings_.generation == fresh || write_board(BOARD_GENERATION, std::as_bytes(std::span(&fresh, 1))).has_value();
+    settings_.generation = done ? fresh : given_up;
+    ++counts.tampered;
+    tamperings.push_back({.what = fmt::format("the slot of CPU {}, which said that there is no monitor", cpu),
+                          .address = place_.base() + shape_.slot_of(cpu) + SLOT_ABANDONED,
+                          .expected = std::vector<std::byte>(sizeof slot.abandoned),
+                          .found = {reinterpret_cast<const std::byte *>(&slot.abandoned),
+                                    reinterpret_cast<const std::byte *>(&slot.abandoned) + sizeof slot.abandoned},
+                          .put_back = done,
+                          .vcpu = {}});
+  }
+}
+
 // What leads to us, and is not held: compared, often, as it is little.
 void Gate::State::look_at_calls() {
   memory_.refresh();
@@ -1237,6 +1286,7 @@ void Gate::State::settle(std::vector<Tampering> &tamperings) {
   for (Changed &changed : std::exchange(changed_, {}))
     switch (put_back(changed)) {
     case Outcome::done: tell(std::move(changed), tamperings); break;
+    case Outcome::unchanged: break;
     case Outcome::later: later.push_back(std::move(changed)); break;
     case Outcome::by_code_writer: repair.changes.push_back(std::move(changed)); break;
     }
@@ -1306,12 +1356,9 @@ Gate::State::Outcome Gate::State::put_back(Changed &changed) {
   if (std::ranges::equal(now, expected)) {
     if (Clock::now() - changed.seen < landing_limit)
       return Outcome::later;
+    // What was written is what stood there, or the write has not been done: then it meets a held page again.
     static_cast<void>(protection_.protect(changed.place, page_size));
-    changed.tampering.put_back = true; // what was written is what stood there
-    constexpr std::size_t shown = 16;
-    changed.tampering.expected.assign(expected.begin(), expected.begin() + shown);
-    changed.tampering.found = changed.tampering.expected;
-    return Outcome::done;
+    return Outcome::unchanged;
   }
   const bool by_code_writer = changed.is_code && !protection_.may_hold_code();
   if (by_code_writer && repair_)

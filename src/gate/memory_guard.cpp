@@ -147,15 +147,18 @@ Result<void> MemoryGuard::add_pages(std::vector<GuardedPage> pages) {
   return {};
 }
 
+MemoryGuard::Clock::time_point MemoryGuard::due(Clock::time_point now) const {
+  auto due = next_poll_;
+  for (const Gpa base : open_)
+    due = std::min(due, units_.at(base).check);
+  return registers_.valid() ? std::min(due, now + 1ms) : due;
+}
+
 Result<void> MemoryGuard::step(std::chrono::milliseconds timeout, std::vector<Record> &out) {
   auto now = Clock::now();
   const auto end = now + timeout;
   do {
-    auto until = std::min(end, next_poll_);
-    for (const Gpa base : open_)
-      until = std::min(until, units_.at(base).check);
-    if (registers_.valid())
-      until = std::min(until, now + 1ms);
+    const auto until = std::min(end, due(now));
     std::array<WriteFault, faults_at_once> faults;
     const auto left = std::chrono::ceil<microseconds>(std::max(until - now, Clock::duration::zero()));
     const auto count = protection_.wait(faults, left);

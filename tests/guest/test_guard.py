@@ -173,7 +173,8 @@ class GuardTest(harness.GuestTest):
         for attack, what, put_back in (
                 ("gate_call", "the call of", True), ("gate_code", "the trampoline", True),
                 ("gate_board", "the hooks' configuration", True), ("gate_answer", "the monitor's answers", True),
-                ("gate_table", "the hooks' page table", True), ("gate_slot", "that no hooked call made", False)):
+                ("gate_table", "the hooks' page table", True), ("gate_slot", "that no hooked call made", False),
+                ("gate_abandon", "which said that there is no monitor", True)):
             with self.subTest(attack), self.guard("--hooks", "exec", "--deny", "exec path=/tmp/**") as monitor:
                 attacker.on(attack)
                 record = monitor.wait_for(lambda r: r["type"] == "gate_tampered" and what in r["sentence"] and not (  # noqa: B023
@@ -182,7 +183,8 @@ class GuardTest(harness.GuestTest):
                     self.assertTrue(record["fields"]["put_back"], record)
                     self.assertNotEqual(record["fields"]["expected_bytes"], record["fields"]["found_bytes"])
                 print(f"{attack}: {record['sentence']}; after {record['fields'].get('after_microseconds')} us")
-                self.assertEqual(self.guest.run("/tmp/true").code, 126)
+                for cpu in range(2):
+                    self.assertEqual(self.guest.run(f"taskset {1 << cpu:x} /tmp/true").code, 126)
                 attacker.off(attack)
                 self.assertEqual(monitor.process.poll(), None)
         with self.guard("--hooks", "kexec") as monitor:

@@ -8,6 +8,7 @@
 #include "lararium/gate/breakpoint_module.h"
 #include "lararium/gate/gate.h"
 #include "lararium/gate/security_driver.h"
+#include "lararium/gate/shared_protection.h"
 #include "lararium/policy/rules.h"
 #include "lararium/policy/sim_rules.h"
 #include "lararium/policy/tool_process.h"
@@ -19,6 +20,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <future>
+#include <mutex>
 #include <thread>
 
 namespace lararium::cli {
@@ -56,10 +58,11 @@ private:
 // Serves the hooks of one VM in a thread of its own, which waits for nothing but them.
 class Server {
 public:
-  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, bool breakpoints, RuleTool &tool,
-         policy::ToolProcess *process, Outbox &outbox)
+  // `memory`: how the kernel's memory is protected, too; nothing: it is not.
+  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, bool breakpoints,
+         std::optional<gate::GuardOptions> memory, RuleTool &tool, policy::ToolProcess *process, Outbox &outbox)
       : host_(host), target_(target), guest_options_(std::move(guest)), options_(std::move(options)),
-        breakpoints_(breakpoints), tool_(tool), process_(process), outbox_(outbox) {
+        breakpoints_(breakpoints), memory_(std::move(memory)), tool_(tool), process_(process), outbox_(outbox) {
     guest_options_.running_only = true;
   }
   Server(const Server &) = delete;
@@ -91,6 +94,7 @@ public:
   [[nodiscard]] const gate::DriverCounts &driver_counts() const { return driver_counts_; }
   [[nodiscard]] const gate::GateCounts &gate_counts() const { return gate_counts_; }
   [[nodiscard]] const gate::SimCounts &sim_counts() const { return sim_counts_; }
+  [[nodiscard]] const gate::GuardCounts &memory_counts() const { return memory_counts_; }
 
 private:
   Result<void> take_up() {
@@ -103,11 +107,20 @@ private:
     if (breakpoints_) {
       TRY_ASSIGN(gate_, gate::BreakpointModule::install(*guest_.system, *target_.debugger, options_.hooks));
     } else {
+      if (memory_)
+        TRY(gate::MemoryGuard::check_ready(*guest_.system));
       TRY_ASSIGN(protection_, target_.protector->begin());
-      TRY_ASSIGN(auto gate, gate::Gate::install(*guest_.system, *target_.memory, *protection_.protection,
-                                                *target_.code_writer, options_, before_));
+      shared_ = std::make_unique<gate::SharedProtection>(*protection_.protection);
+      TRY_ASSIGN(auto gate, gate::Gate::install(*guest_.system, *target_.memory, *shared_, *target_.code_writer,
+                                                options_, before_));
       adopted = gate->adopted();
       gate_ = std::move(gate);
+      if (memory_)
+        if (auto done = shared_->guard(*guest_.system, *target_.memory, *memory_); !done) {
+          std::vector<std::string> left;
+          static_cast<void>(gate_->remove(left));
+          return done;
+        }
     }
     driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_, &tool_);
     if (process_ != nullptr)
@@ -127,11 +140,25 @@ private:
     if (options_.sim)
       record.with("address_space", options_.sim->address_space);
     tell(std::move(record));
+    if (shared_ && shared_->memory_guard() != nullptr)
+      tell_protection(*shared_->memory_guard());
     for (const std::string &limitation : protection_.limitations)
       notice(limitation);
     for (const std::string &limitation : gate_->limitations())
       notice(limitation);
     return {};
+  }
+
+  void tell_protection(const gate::MemoryGuard &guard) {
+    const gate::GuardCounts counts = guard.counts();
+    Record record;
+    record.type = "protection_started";
+    record.sentence = fmt::format("{} pages of the kernel of {} are protected, {} compared",
+                                  counts.pages - counts.compared_pages, target_.identity.name, counts.compared_pages);
+    record.with("pages", counts.pages).with("compared_pages", counts.compared_pages);
+    tell(std::move(record));
+    for (const std::string &limitation : guard.limitations())
+      notice(limitation);
   }
 
   void serve() {
@@ -147,6 +174,8 @@ private:
       }
       std::vector<Record> records;
       const auto stepped = driver_->step(50ms, records);
+      if (shared_)
+        std::ranges::move(shared_->take_records(), std::back_inserter(records));
       for (Record &record : records)
         name_record(record, target_.identity);
       outbox_.put(records);
@@ -167,6 +196,8 @@ private:
     if (gate_) {
       add_counts();
       std::vector<std::string> left;
+      if (shared_) // what comes now is ours
+        shared_->end_guard();
       if (const auto removed = gate_->remove(left); !removed)
         notice(fmt::format("the hooks could not be taken out ({}): they stay, and do nothing",
                            removed.error().describe()));
@@ -181,6 +212,7 @@ private:
       process_->attach({}, {});
     driver_.reset();
     gate_.reset();
+    shared_.reset();
     protection_ = {};
     guest_ = {};
   }
@@ -210,6 +242,14 @@ private:
     sim_counts_.doorbells += sim.doorbells;
     sim_counts_.calls += sim.calls;
     sim_counts_.cycles += sim.cycles;
+    if (!shared_ || shared_->memory_guard() == nullptr)
+      return;
+    const gate::GuardCounts memory = shared_->memory_guard()->counts();
+    memory_counts_.pages = memory.pages;
+    memory_counts_.lawful += memory.lawful;
+    memory_counts_.unlawful += memory.unlawful;
+    memory_counts_.reverted += memory.reverted;
+    memory_counts_.left_out += memory.left_out + shared_->left_out();
   }
   void notice(std::string sentence) {
     Record record;
@@ -229,11 +269,13 @@ private:
   GuestOptions guest_options_;
   gate::GateOptions options_;
   bool breakpoints_;
+  std::optional<gate::GuardOptions> memory_;
   RuleTool &tool_;
   policy::ToolProcess *process_; // null: no tool of its own
   Outbox &outbox_;
   Guest guest_;
   ProtectionStart protection_;
+  std::unique_ptr<gate::SharedProtection> shared_; // of that
   std::unique_ptr<gate::JumpModule> gate_;
   std::shared_ptr<const gate::Remains> before_; // of the guest's kernel before a reset
   std::unique_ptr<gate::SecurityDriver> driver_;
@@ -242,6 +284,7 @@ private:
   gate::DriverCounts driver_counts_;
   gate::GateCounts gate_counts_;
   gate::SimCounts sim_counts_;
+  gate::GuardCounts memory_counts_;
 };
 
 class Guard final : public Command {
@@ -279,6 +322,10 @@ public:
     syntax.option("--default", "VERDICT",
                   "what happens when nobody decides: the tool is silent, or Lararium was killed. allow if left out",
                   default_, {"allow", "deny"});
+    syntax.option("--protect", "POLICY",
+                  "protect the kernel's code and read-only data, too, as `protect` does: report writes to them that "
+                  "are not lawful, or put back what was there (revert)",
+                  protect_, {"report", "revert"});
     syntax.option(
         "--awake", "US",
         "after an event, look for the next so many microseconds before sleeping: the guest then need not wake us. "
@@ -292,6 +339,8 @@ public:
       return list(context);
     if (context.options.pause)
       return fail(ErrorCode::usage, "guard works on a guest that runs: leave out --pause");
+    if (!protect_.empty() && mode_ == "breakpoint")
+      return fail(ErrorCode::usage, "--protect belongs to --mode lares: beside breakpoints, run protect");
     std::chrono::milliseconds limit{};
     if (for_) {
       TRY_ASSIGN(limit, parse_duration(*for_, "--for"));
@@ -333,14 +382,21 @@ public:
     }
     RuleTool tool(std::move(rules), error, process.get());
     TRY_ASSIGN(Target *const target, context.target());
+    std::mutex asking; // for registers, one at a time
     if (target->vcpus)
-      options.registers = [vcpus = target->vcpus.get()] {
-        return std::async(std::launch::async, [vcpus] { return vcpus->registers(); });
+      options.registers = [&asking, vcpus = target->vcpus.get()] {
+        return std::async(std::launch::async, [&asking, vcpus] {
+          const std::lock_guard lock(asking);
+          return vcpus->registers();
+        });
       };
+    std::optional<gate::GuardOptions> memory;
+    if (!protect_.empty())
+      memory = {.timing = {}, .revert = protect_ == "revert", .registers = options.registers};
     const auto begin = std::chrono::steady_clock::now();
     Outbox outbox;
-    Server server(context.host, *target, context.options.guest, std::move(options), mode_ == "breakpoint", tool,
-                  process.get(), outbox);
+    Server server(context.host, *target, context.options.guest, std::move(options), mode_ == "breakpoint",
+                  std::move(memory), tool, process.get(), outbox);
     TRY(server.start());
     bool interrupted = false;
     while (!interrupted && !server.ended()) {
@@ -461,6 +517,7 @@ private:
                              std::uint64_t left_out) const {
     const gate::DriverCounts &driver = server.driver_counts();
     const gate::GateCounts &counts = server.gate_counts();
+    const gate::GuardCounts &memory = server.memory_counts();
     const auto microseconds = [](std::chrono::nanoseconds time) {
       return static_cast<std::uint64_t>(time.count() / 1000);
     };
@@ -481,7 +538,7 @@ private:
         .with("forged", counts.forged)
         .with("waited_microseconds", microseconds(driver.waited))
         .with("longest_wait_microseconds", microseconds(driver.longest_wait))
-        .with("records_left_out", left_out);
+        .with("records_left_out", left_out + memory.left_out);
     if (mode_ == "sim") {
       const gate::SimCounts &sim = server.sim_counts();
       record.sentence += fmt::format("; {} told of by the guest's rings, {} lost for lack of room, {} cycles a call",
@@ -492,12 +549,16 @@ private:
           .with("calls", sim.calls)
           .with("cycles", sim.cycles);
     }
+    if (memory.pages != 0)
+      record.with("lawful_writes", memory.lawful)
+          .with("unlawful_writes", memory.unlawful)
+          .with("reverted_writes", memory.reverted);
     print_record(context.out, record, context.options.json);
     return context.out.flush();
   }
 
   bool list_ = false;
-  std::string mode_ = "lares", hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
+  std::string mode_ = "lares", protect_, hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
   std::string ask_;
   bool address_space_ = false;
   std::vector<std::string> deny_, allow_, only_, skip_;

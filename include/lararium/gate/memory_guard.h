@@ -81,6 +81,9 @@ public:
   // that was guarded runs no more (a reset). Then nothing is protected any more.
   [[nodiscard]] Result<void> step(std::chrono::milliseconds timeout, std::vector<Record> &out);
 
+  // When step() has something to do although nobody writes.
+  [[nodiscard]] Clock::time_point due(Clock::time_point now) const;
+
   [[nodiscard]] GuardCounts counts() const;
   [[nodiscard]] const std::vector<std::string> &limitations() const { return limitations_; }
 

@@ -4,6 +4,7 @@
 #include "attack.h"
 
 #include <linux/gfp.h>
+#include <linux/kthread.h>
 #include <linux/mm.h>
 #include <linux/smp.h>
 #include <asm/io.h>
@@ -157,6 +158,45 @@ static int slot_on(const char *argument)
 	return 0;
 }
 
+// Each CPU's slot says that it waited in vain: it asks nobody any more.
+static int abandon_on(const char *argument)
+{
+	unsigned int cpu;
+	int result = find_area();
+	if (result)
+		return result;
+	for (cpu = 0; cpu < *(u32 *)(area + GATE_BOARD + BOARD_CPU_COUNT); cpu++) {
+		u8 *slot = (u8 *)*(u64 *)(area + GATE_CPUS + cpu * GATE_CPU_SIZE + CPU_SLOT);
+		WRITE_ONCE(*(u32 *)(slot + SLOT_ABANDONED), *(u32 *)(area + GATE_BOARD + BOARD_GENERATION));
+	}
+	return 0;
+}
+
+// Writes to the configuration again and again, and to a bell, until it is switched off.
+static struct task_struct *storm;
+static int storm_main(void *unused)
+{
+	while (!kthread_should_stop()) {
+		u64 bell = *(u64 *)(area + GATE_CPUS + CPU_BELL);
+		WRITE_ONCE(*writable(GATE_BOARD + BOARD_ON), 0);
+		WRITE_ONCE(*(u64 *)bell, 0);
+		cond_resched();
+	}
+	return 0;
+}
+static int storm_on(const char *argument)
+{
+	int result = find_area();
+	if (result)
+		return result;
+	storm = kthread_run(storm_main, NULL, "gate_storm");
+	return PTR_ERR_OR_ZERO(storm);
+}
+static void storm_off(void)
+{
+	kthread_stop(storm);
+}
+
 // ---- what SIM has in the guest (src/gate/sim/layout.h)
 
 #define CONFIG_RING_SIZE 44
@@ -286,5 +326,7 @@ struct attack attack_gate[] = {
 	{.name = "gate_table", .on = table_on, .off = table_off},
 	{.name = "gate_entry", .on = entry_on, .off = nothing_off},
 	{.name = "gate_slot", .on = slot_on, .off = nothing_off},
+	{.name = "gate_abandon", .on = abandon_on, .off = nothing_off},
+	{.name = "gate_storm", .on = storm_on, .off = storm_off},
 	{},
 };
