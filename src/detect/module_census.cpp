@@ -69,6 +69,34 @@ ModuleSource from_sysfs(const Kernel &kernel) {
   return source;
 }
 
+// module_bug_list: every module that came in, so that the kernel finds where a warning comes from.
+ModuleSource from_warnings(const Kernel &kernel) {
+  ModuleSource source{"the list of modules that may warn (module_bug_list)", {}, false};
+  const auto list = kernel.symbol("module_bug_list");
+  const auto link = kernel.types().field("module", "bug_list");
+  if (list && link)
+    linux_guest::walk_list(kernel, *list, module_limit, [&](Gva node) {
+      source.modules.insert(node - link->offset);
+      return true;
+    });
+  return source;
+}
+
+// btf_modules: those that brought types for BPF (36e68442d1af, 5.11).
+ModuleSource from_types(const Kernel &kernel) {
+  ModuleSource source{"the list of modules with types (btf_modules)", {}, false};
+  const auto list = kernel.symbol("btf_modules");
+  const auto link = kernel.types().field("btf_module", "list"), owner = kernel.types().field("btf_module", "module");
+  if (list && link && owner)
+    linux_guest::walk_list(kernel, *list, module_limit, [&](Gva node) {
+      if (const auto module = kernel.read_pointer(node - link->offset, *owner);
+          module && *module && kernel.is_kernel_address(*module))
+        source.modules.insert(*module);
+      return true;
+    });
+  return source;
+}
+
 } // namespace
 
 Result<ModuleCensus> take_module_census(const Kernel &kernel) {
@@ -76,7 +104,8 @@ Result<ModuleCensus> take_module_census(const Kernel &kernel) {
   ModuleSource list{"the list of modules", {}, regions.walk.consistent()};
   for (const auto &region : regions.items)
     list.modules.insert(region.module);
-  return ModuleCensus{std::move(list), from_tree(kernel), from_sysfs(kernel), regions.walk};
+  return ModuleCensus{std::move(list),       from_tree(kernel),  from_sysfs(kernel),
+                      from_warnings(kernel), from_types(kernel), regions.walk};
 }
 
 } // namespace lararium::detect

@@ -15,6 +15,8 @@ struct ModuleSource {
 
 struct ModuleCensus {
   ModuleSource list, tree, sysfs;
+  // Not all modules are there, and who forgets these is named by them.
+  ModuleSource warnings, types;
   linux_guest::WalkResult list_walk;
 };
 

@@ -25,8 +25,8 @@ public:
     const Names names{layout.require("module", "name"), layout.require("module", "state")};
     TRY(layout.check());
     TRY_ASSIGN(const ModuleCensus census, take_module_census(kernel));
-    const auto &[list, tree, sysfs, list_walk] = census;
-    for (const ModuleSource *other : {&tree, &sysfs})
+    const auto &[list, tree, sysfs, warnings, types, list_walk] = census;
+    for (const ModuleSource *other : {&tree, &sysfs, &warnings, &types})
       for (const Gva module : other->modules)
         if (list.complete && !list.modules.contains(module))
           report(scene, names, module, list, *other, findings);
@@ -69,9 +69,10 @@ private:
 
 LARARIUM_CHECK(
     Modules, "modules", "T1014 T1547.006", "modules that hide from lsmod",
-    "Compares the list of modules with the tree by which the kernel looks up addresses, and with sysfs. A "
-    "module that is in one and not in another is hidden, or half removed. One that took itself out of all of "
-    "them is found by its code: see orphan_code.")
+    "Compares the list of modules with the tree by which the kernel looks up addresses, with sysfs, and with the lists "
+    "of modules that may warn and that have types. A module that is in one and not in another is hidden, or half "
+    "removed. "
+    "One that took itself out of all of them is found by its code: see orphan_code.")
 
 } // namespace
 } // namespace lararium::detect

@@ -122,9 +122,17 @@ class OrphanCode final : public Check {
 public:
   Result<void> look(const Scene &scene, Findings &findings) override {
     const Kernel &kernel = scene.kernel();
-    // A list that was read in part would make its members' code look like nobody's.
-    if (!scene.code().complete())
-      return fail(ErrorCode::corrupt, "the kernel's lists of code cannot be read to their ends");
+    // A list that was read in part would make its members' code look like nobody's; who breaks one for good would have
+    // no handler judged.
+    if (!scene.code().complete()) {
+      findings.add({.subject = "the kernel's lists of code",
+                    .severity = Severity::high,
+                    .technique = "T1562.001",
+                    .sentence =
+                        "the kernel's lists of modules, BPF programs and tracers contradict themselves: code that "
+                        "nobody owns cannot be told from other code"});
+      return {};
+    }
     auto owned = reserves(kernel);
     if (owned.empty())
       for (const Range &range : ClassicPrograms(scene).take())
@@ -197,7 +205,9 @@ private:
 LARARIUM_CHECK(OrphanCode, "orphan_code", "T1014 T1055", "executable kernel memory that nothing owns",
                "Walks the kernel's page tables through the areas of modules and of vmalloc, and compares every "
                "executable page with the code of the listed modules, BPF programs, ftrace trampolines and kprobes. "
-               "Pages that hold nothing but filling are left out.")
+               "Pages that hold nothing but filling are left out. Where these lists contradict themselves at each "
+               "look, that is the "
+               "finding.")
 
 } // namespace
 } // namespace lararium::detect

@@ -142,7 +142,9 @@ struct Gatherer {
       return;
     constexpr std::uint64_t buckets = 128; // CSS_SET_HASH_BITS is 7
     constexpr std::size_t set_limit = 1 << 16;
-    std::size_t sets = 0;
+    // Not many more than other records have; made-up ones would go on for long.
+    const std::size_t visit_limit = 2 * census.tasks.size() + (1 << 16);
+    std::size_t sets = 0, visits = 0;
     bool whole = true;
     for (std::uint64_t bucket = 0; bucket < buckets; ++bucket) {
       const auto first = kernel.read_pointer(*table + 8 * bucket);
@@ -156,14 +158,15 @@ struct Gatherer {
           if (list)
             whole &= linux_guest::walk_list(kernel, set + list->offset, task_limit, [&](Gva link) {
                        see(link - f.set_link->offset, control_groups);
-                       return true;
+                       return ++visits < visit_limit;
                      }).consistent();
-        return ++sets < set_limit;
+        return ++sets < set_limit && visits < visit_limit;
       });
       whole &= chain.consistent();
     }
     const auto count = kernel.symbol("css_set_count");
-    census.complete[control_groups] = whole && count && kernel.read<std::uint32_t>(*count) == sets;
+    census.complete[control_groups] =
+        whole && visits < visit_limit && count && kernel.read<std::uint32_t>(*count) == sets;
   }
 
   // Each frame of RAM that belongs to the cache of which the kernel allocates tasks, and in it each task that lives.

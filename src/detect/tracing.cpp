@@ -73,12 +73,18 @@ private:
                inner = layout.optional("kretprobe", "kp");
     const auto judge_probe = [&](Gva probe) {
       const Gva place = kernel.read_pointer(probe, *address).value_or(Gva{});
-      const std::string what = fmt::format("of the kprobe at {}", scene.describe(place));
+      std::string what;
       const auto judge_member = [&](Gva object, const FieldLocation &field, std::string_view name) {
-        if (const auto handler = kernel.read_pointer(object, field))
-          judge(scene,
-                {object + field.offset, *handler, fmt::format("the {} {}", name, what), "T1014", Trust::no_foreign},
-                findings);
+        const auto handler = kernel.read_pointer(object, field);
+        if (!handler || is_lawful(scene, object + field.offset, *handler, Trust::no_foreign))
+          return;
+        if (findings.is_full())
+          return findings.leave_out();
+        if (what.empty())
+          what = fmt::format("of the kprobe at {}", scene.describe(place));
+        judge(scene,
+              {object + field.offset, *handler, fmt::format("the {} {}", name, what), "T1014", Trust::no_foreign},
+              findings);
       };
       judge_member(probe, *before, "handler");
       judge_member(probe, *after, "post handler");
@@ -88,16 +94,19 @@ private:
       }
     };
     constexpr std::uint64_t buckets = 64; // KPROBE_TABLE_SIZE
+    std::size_t probes = 0;               // of all buckets
     for (std::uint64_t bucket = 0; bucket < buckets; ++bucket)
       if (const auto first = kernel.read_pointer(*table + 8 * bucket))
         linux_guest::walk_chain(kernel, *first, 0, probe_limit, [&](Gva node) {
           const Gva probe = node - chain->offset;
+          if (++probes > probe_limit)
+            return false;
           judge_probe(probe);
           // Several probes at one place hang under one that calls them in turn.
           if (aggregate && kernel.read_pointer(probe, *before) == aggregate)
             linux_guest::walk_list(kernel, probe + group->offset, probe_limit, [&](Gva link) {
               judge_probe(link - group->offset);
-              return true;
+              return ++probes <= probe_limit;
             });
           return true;
         });
@@ -131,8 +140,9 @@ private:
         const auto handler = kernel.read_pointer(at);
         if (!handler || !*handler)
           break;
-        judge(scene, {at, *handler, fmt::format("a probe of the tracepoint {}", text), "T1014", Trust::no_foreign},
-              findings);
+        if (!is_lawful(scene, at, *handler, Trust::no_foreign))
+          judge(scene, {at, *handler, fmt::format("a probe of the tracepoint {}", text), "T1014", Trust::no_foreign},
+                findings);
       }
     }
     return true;

@@ -169,6 +169,9 @@ class GuestKernel:
             self.symbols[name] = int(found[1], 16)
         return self.symbols[name]
 
+    def has_type(self, structure):
+        return structure in self._types
+
     def has(self, structure, path):
         return self._find(structure, path.split(".")) is not None
 

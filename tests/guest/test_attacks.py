@@ -185,6 +185,8 @@ ATTACKS = [
     technique("module_not_in_sysfs", "modules", r"lararium_attack.*not in sysfs", ""),
     technique("module_not_in_tree", "modules", r"lararium_attack.*not in the tree", ""),
     technique("module_hidden", "orphan_code", r"executable kernel memory", ""),
+    technique("module_hidden", "modules", r"lararium_attack.*may warn.*not in the list of modules", "named"),
+    technique("module_in_no_list", "modules", r"dummy.*with types.*not in the list of modules", "dummy"),
     technique("orphan_code", "orphan_code", r"executable kernel memory", ""),
     technique("orphan_code_vmalloc", "orphan_code", r"executable kernel memory", ""),
     # processes
@@ -289,7 +291,8 @@ ATTACKS = [
 
 
 class Attacked(harness.GuestTest):
-    OPTIONS = {"backend": "memfd", "memory": f"{MEMORY >> 20}M", "modules": ["dummy"], "qemu": os.environ.get("LARARIUM_QEMU", "7.2")}
+    OPTIONS = {"backend": "memfd", "memory": f"{MEMORY >> 20}M", "modules": ["dummy"],
+               "qemu": os.environ.get("LARARIUM_QEMU", "7.2")}
 
     @classmethod
     def setUpClass(cls):

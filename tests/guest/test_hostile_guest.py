@@ -544,7 +544,7 @@ def idr_root(k, name):
 
 
 for _name in ("prog_idr", "map_idr", "link_idr"):
-    @lie(f"{_name} leads to itself", "bpf")
+    @lie(f"{_name} leads to itself", "bpf", *(("check kernel",) if _name == "prog_idr" else ()))
     def _(k, s, name=_name):
         place, root = idr_root(k, name)
         if root & 3 != 2:
@@ -830,6 +830,8 @@ def _(k, s):
 # ------------------------------------------------------------------------------------- what the kernel calls (`check`)
 
 PROCESS_CHECKS = ("process_memory", "process_behaviour", "preload", "miners", "io_uring", "sockets")
+TASK_CHECKS = ("processes", "credentials")
+KERNEL_CHECKS = ("system_calls", "interrupts", "kernel_text", "modules", "orphan_code", "tracing", "defences", "bpf")
 HANDLER_CHECKS = ("notifiers", "network_handlers", "timers", "work_items", "kernel_threads", "proc_files",
                   "file_operations", "line_disciplines", "binary_formats")
 BOUNDED = {"silent": True}  # such a lie need not be told: what counts is that each look at it ends
@@ -911,6 +913,147 @@ def _(k, s):
     for pool in per_cpu(k, "cpu_worker_pools"):
         for member in ("worklist", "workers"):
             k.set_member(pool, "worker_pool", member, first)
+
+
+def frames(k):
+    """The addresses of the structures of all pages that the guest has, in pieces that lie together."""
+    structure, array = k.size("page"), k.get(k.symbol("vmemmap_base"))
+    for frame in range(0, MEMORY >> 12, 64):
+        if k.memory.translate(array + frame * structure):
+            yield array + frame * structure, 64, structure
+
+
+@lie("all memory is said to hold tasks", "check tasks", **BOUNDED)
+def _(k, s):
+    owner = "slab" if k.has_type("slab") else "page"
+    place, cache = k.offset(owner, "slab_cache"), struct.pack("<Q", k.get(k.symbol("task_struct_cachep")))
+    for begin, count, size in frames(k):
+        content = bytearray(k.memory.read(begin, count * size))
+        for at in range(place, count * size, size):
+            content[at:at + 8] = cache
+        k.memory.write(begin, bytes(content))
+
+
+@lie("a task has room for sixty thousand million tasks", "check tasks", **BOUNDED)
+def _(k, s):
+    cache = k.get(k.symbol("task_struct_cachep"))
+    k.set_member(cache, "kmem_cache", "oo", 0xffffffff, 4)
+    k.set_member(cache, "kmem_cache", "size", 1024, 4)
+
+
+@lie("the table of pids leads to itself", "check tasks", **BOUNDED)
+def _(k, s):
+    place = k.symbol("init_pid_ns") + k.offset("pid_namespace", "idr.idr_rt.xa_head")
+    root = k.get(place)
+    k.memory.write((root & ~3) + k.offset("xa_node", "slots"), struct.pack("<Q", root) * 64)
+
+
+@lie("control groups without end, each with tasks without end", "check tasks", **BOUNDED)
+def _(k, s):
+    first = endless(k, s, stride=64)
+    for bucket in range(128):
+        k.put(k.symbol("css_set_table") + 8 * bucket, first)
+
+
+@lie("a hundred thousand tasks with one another's credentials", "check tasks", **BOUNDED)
+def _(k, s):
+    s.flood_of_tasks(k)
+
+
+@lie("a user namespace is its own parent", "check tasks", **BOUNDED)
+def _(k, s):
+    space = s.region(k, 4096)
+    k.memory.write(space, k.memory.read(k.symbol("init_user_ns"), min(k.size("user_namespace"), 4096)))
+    k.set_member(space, "user_namespace", "parent", space)
+    k.set_member(space, "user_namespace", "level", 0x7fffffff, 4)
+    cred = k.member(s.task, "task_struct", "cred")
+    k.set_member(cred, "cred", "user_ns", space)
+
+
+@wild_pointers("a task's credentials", "check tasks", **BOUNDED)
+def _(k, s, address):
+    for member in ("cred", "real_cred"):
+        k.set_member(s.task, "task_struct", member, address)
+
+
+def kernel_lists(k):
+    """What the checks of the kernel itself walk, where the first element is named by the variable."""
+    for name in ("modules", "module_bug_list", "btf_modules", "ftrace_ops_list", "ftrace_ops_trampoline_list",
+                 "bpf_kallsyms", "pack_list", "vmap_area_list", "unloaded_tainted_modules", "ftrace_pages_start"):
+        if name in k.symbols:
+            yield k.symbol(name)
+    for bucket in range(64):
+        yield k.symbol("kprobe_table") + 8 * bucket
+    if "security_hook_heads" in k.symbols:
+        for at in range(0, k.size("security_hook_heads"), 8):
+            yield k.symbol("security_hook_heads") + at
+
+
+@lie("lists of the kernel's own have no end", "check kernel", **BOUNDED)
+def _(k, s):
+    first = endless(k, s, stride=64)
+    for head in kernel_lists(k):
+        k.put(head, first)
+
+
+@lie("lists of the kernel's own run in circles", "check kernel", **BOUNDED)
+def _(k, s):
+    base = s.region(k, 4096)
+    k.memory.write(base, struct.pack("<QQQQ", base + 16, base + 16, base, base))
+    for head in kernel_lists(k):
+        k.put(head, base)
+
+
+@wild_pointers("heads of lists of the kernel's own", "check kernel", **BOUNDED)
+def _(k, s, address):
+    for head in kernel_lists(k):
+        k.put(head, address)
+
+
+@lie("the list of BPF programs contradicts itself", "check kernel")
+def _(k, s):
+    k.put(k.symbol("bpf_kallsyms") + 8, k.symbol("init_task"))
+
+
+@lie("the trees of modules and of memory are below themselves", "check kernel", **BOUNDED)
+def _(k, s):
+    node = s.region(k, 4096)
+    k.memory.write(node, struct.pack("<QQQ", node | 1, node, node))
+    k.memory.write(k.symbol("mod_tree") + 8, struct.pack("<QQ", node, node))
+    if "vmap_area_root" in k.symbols:
+        k.put(k.symbol("vmap_area_root"), node)
+
+
+@lie("a module as large as can be", "check kernel", **BOUNDED)
+def _(k, s):
+    if k.has("module", "core_layout"):
+        for member in ("size", "text_size", "ro_size"):
+            k.set_member(s.module, "module", f"core_layout.{member}", 0xffffffff, 4)
+    else:
+        for kind in range(4):
+            place = s.module + k.offset("module", "mem") + kind * k.size("module_memory")
+            k.set_member(place, "module_memory", "size", 0xffffffff, 4)
+
+
+@lie("each system call, interrupt and tracepoint goes elsewhere", "check kernel", **BOUNDED)
+def _(k, s):
+    k.memory.write(k.symbol("sys_call_table"), struct.pack("<Q", NON_CANONICAL) * 400)
+    k.memory.write(k.symbol("idt_table"), os.urandom(4096))
+    begin, end = k.symbol("__start___tracepoints_ptrs"), k.symbol("__stop___tracepoints_ptrs")
+    k.memory.write(begin, struct.pack("<i", s.region(k, 4096) - begin & 0x7fffffff) * ((end - begin) // 4))
+
+
+@lie("the kernel's code is random", "check kernel", **BOUNDED)
+def _(k, s):
+    k.memory.write(k.symbol("_stext"), os.urandom(8 << 20))
+
+
+@lie("where the kernel changes its code is random", "check kernel", **BOUNDED)
+def _(k, s):
+    for name in ("__jump_table", "static_call_sites"):
+        if f"__start_{name}" in k.symbols:
+            begin, end = k.symbol(f"__start_{name}"), k.symbol(f"__stop_{name}")
+            k.memory.write(begin, os.urandom(end - begin))
 
 
 @lie("each of a hundred thousand workqueues has all works there are", "check handlers", **BOUNDED)
@@ -1204,6 +1347,8 @@ class HostileGuest(harness.GuestTest):
             "symbols": ("symbols", "--json"),
             "top": ("top", "--once", "--json", "--interval", "0.05"),
             "check handlers": ("check", "--only", ",".join(HANDLER_CHECKS), "--json"),
+            "check tasks": ("check", "--only", ",".join(TASK_CHECKS), "--json"),
+            "check kernel": ("check", "--only", ",".join(KERNEL_CHECKS), "--json"),
             "check processes": ("check", "--only", ",".join(PROCESS_CHECKS), "--json"),
             "hexdump": ("hexdump", "init_task", "64", "--json"),
             "procmem": ("procmem", pid, "--json", "--force", "-o", f"{folder}/core"),
@@ -1281,7 +1426,8 @@ class HostileGuest(harness.GuestTest):
     def test_lies(self):
         self.scene = Scene(self)
         commands = self.commands()
-        changing = {"top", "dump", "procmem", "recover", "check handlers", "check processes"}  # check says how long it took
+        # A check says how long it took.
+        changing = {"top", "dump", "procmem", "recover", *(key for key in commands if key.startswith("check"))}
         baseline = {key: self.run_one(key) for key in commands}
         missing = {key for key, outcome in baseline.items()
                    if outcome.code and not (outcome.command[0] == "check" and outcome.code == FINDINGS)}
@@ -1301,7 +1447,7 @@ class HostileGuest(harness.GuestTest):
             keys = [key for key in commands if key not in missing and (WHOLE or key in lie_.about or key in ("ps", "ps --tree"))]
             # Six checks of four looks each: a crowd of made-up processes or network namespaces takes them, all together,
             # longer than the bound for one command.
-            keys = [key for key in keys if key != "check processes" or key in lie_.about]
+            keys = [key for key in keys if key not in ("check processes", "check tasks") or key in lie_.about]
             # Half a second each; they know of little that lies.
             keys = [key for key in keys if key not in ("dump", RAW) or key in lie_.about]
             with self.memory.undone():

