@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 #include <map>
 #include <thread>
+#include <tuple>
 
 namespace lararium::gate {
 namespace {
@@ -220,6 +221,9 @@ public:
   void let_go();
 
   std::vector<SeenCall> seen;
+  [[nodiscard]] std::vector<SimHookCost> hook_costs() const;
+  Result<void> set_depth(const HookEntry &hook, Depth depth);
+  [[nodiscard]] std::uint64_t cycles_per_second() const { return cycles_per_microsecond_ * 1'000'000; }
   [[nodiscard]] SimCounts sim_counts() const;
   std::vector<GateSite> sites;
   std::vector<std::string> limitations;
@@ -250,6 +254,7 @@ private:
     std::optional<std::array<std::uint64_t, 2>> next_key; // that it is being given
     std::optional<Gpa> open_doorbell;
     SimCounts counts;
+    std::array<std::uint64_t, sim::hook_limit> calls{}, cycles{}; // by hook
   };
   struct Changed { // an area page, or a call, that somebody wrote to
     Tampering tampering;
@@ -373,7 +378,8 @@ Result<void> Gate::State::find_sites() {
 
 Result<void> Gate::State::number_stubs() {
   // Those that lead to one stub, together.
-  std::ranges::stable_sort(calls_, {}, [](const CallSite &call) { return std::pair(call.function, call.target); });
+  std::ranges::sort(calls_, {},
+                    [](const CallSite &call) { return std::tuple(call.function, call.target, call.address); });
   std::map<std::pair<std::size_t, Gva>, std::uint32_t> numbers; // of stubs, by function and target
   for (const CallSite &call : calls_) {
     const WatchedFunction &function = functions_[call.function];
@@ -964,6 +970,8 @@ void Gate::State::drain(std::uint32_t cpu, std::vector<Tampering> &tamperings) {
   for (std::size_t i = 0; i < sim::hook_limit; ++i) {
     ring.counts.calls += state.calls[i];
     ring.counts.cycles += state.cycles[i];
+    ring.calls[i] = state.calls[i];
+    ring.cycles[i] = state.cycles[i];
   }
   ring.counts.lost = state.lost;
   ring.counts.doorbells = state.doorbells;
@@ -1062,6 +1070,34 @@ SeenCall Gate::State::seen_call(std::uint32_t cpu, const sim::Record &record) {
   clock_offset_ns_ = std::min(clock_offset_ns_, host.count() - guest);
   call.host_time_ns = static_cast<std::uint64_t>(guest + clock_offset_ns_);
   return call;
+}
+
+std::vector<SimHookCost> Gate::State::hook_costs() const {
+  std::vector<SimHookCost> costs;
+  for (std::size_t i = 0; i < options_.hooks.size(); ++i) {
+    const HookEntry *hook = options_.hooks[i];
+    SimHookCost cost{.hook = hook};
+    const auto names = [&](const SimRule &rule) { return std::ranges::find(rule.hooks, hook) != rule.hooks.end(); };
+    cost.decides = std::ranges::any_of(options_.sim->verdicts, names) ||
+                   std::ranges::find(options_.sim->ask, hook) != options_.sim->ask.end();
+    for (const Ring &ring : rings_) {
+      cost.calls += ring.calls[i];
+      cost.cycles += ring.cycles[i];
+    }
+    costs.push_back(cost);
+  }
+  return costs;
+}
+
+Result<void> Gate::State::set_depth(const HookEntry &hook, Depth depth) {
+  const auto number = std::ranges::find(options_.hooks, &hook) - options_.hooks.begin();
+  for (const auto &[offset, wanted] : {std::pair{BOARD_OFF, Depth::off}, std::pair{BOARD_BRIEF, Depth::brief}}) {
+    std::uint32_t mask = *load<std::uint32_t>(expected_, static_cast<std::size_t>(GATE_BOARD + offset));
+    const std::uint32_t bit = 1U << number;
+    mask = depth == wanted ? mask | bit : mask & ~bit;
+    TRY(write_board(static_cast<std::uint64_t>(offset), std::as_bytes(std::span(&mask, 1))));
+  }
+  return {};
 }
 
 SimCounts Gate::State::sim_counts() const {
@@ -1485,9 +1521,12 @@ Result<void> Gate::wait(std::chrono::microseconds timeout, std::vector<GateEvent
 void Gate::take_seen(std::vector<SeenCall> &seen) {
   seen = std::move(state_->seen);
   state_->seen.clear();
-  std::ranges::stable_sort(seen, {}, &SeenCall::host_time_ns);
+  std::ranges::sort(seen, {}, [](const SeenCall &call) { return std::pair(call.host_time_ns, call.cpu); });
 }
 SimCounts Gate::sim_counts() const { return state_->sim_counts(); }
+std::vector<SimHookCost> Gate::hook_costs() const { return state_->hook_costs(); }
+Result<void> Gate::set_depth(const HookEntry &hook, Depth depth) { return state_->set_depth(hook, depth); }
+std::uint64_t Gate::cycles_per_second() const { return state_->cycles_per_second(); }
 Result<void> Gate::answer(const GateEvent &event, int verdict) { return state_->answer(event, verdict); }
 Result<void> Gate::remove(std::vector<std::string> &left) { return state_->remove(left); }
 const std::vector<GateSite> &Gate::sites() const { return state_->sites; }

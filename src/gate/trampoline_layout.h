@@ -7,7 +7,7 @@
 // row.
 #define GATE_CODE_PAGES 1
 #define GATE_BOARD 0x1000 // what the monitor says to all CPUs,
-#define GATE_STUBS 0x1060 // and to the end of its page: what each stub hooks, and for which arguments
+#define GATE_STUBS 0x1080 // and to the end of its page: what each stub hooks, and for which arguments
 #define GATE_SITES 0x2000 // one page: which calls of the kernel lead here, and what stood there
 #define GATE_CPUS 0x3000  // GATE_CPU_SIZE a CPU: the monitor's answers. From here on lengths depend on the CPUs.
 
@@ -30,7 +30,9 @@
 #define BOARD_SIM_SPACE 0x48  // 8 bytes: CR3 of the address space in which these lie; 0: they lie in every one
 #define BOARD_CR3_KEEP 0x50   // 8 bytes: what CR3 takes besides, on the way back
 #define BOARD_PAGES 0x58      // 4 bytes: of the whole area, that of which no process has a map too
-#define BOARD_SIZE 0x60
+#define BOARD_OFF 0x5c        // 4 bytes, a bit a hook: the code in the guest lets its calls go on, and tells nothing,
+#define BOARD_BRIEF 0x60      // 4 bytes: or tells who called, not with what
+#define BOARD_SIZE 0x68
 
 // A stub's entry. The guest cannot write to it.
 #define STUB_ENTRY_SIZE 32

@@ -17,6 +17,7 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <ctime>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <future>
@@ -68,6 +69,8 @@ public:
   Server(const Server &) = delete;
   Server &operator=(const Server &) = delete;
   ~Server() { stop(); }
+
+  void keep(gate::Budget budget) { budget_ = budget; }
 
   [[nodiscard]] Result<void> start() {
     if (breakpoints_ && !target_.debugger)
@@ -182,8 +185,10 @@ private:
       if (process_ != nullptr)
         for (std::string &news : process_->take_news())
           notice(std::move(news));
-      if (stepped)
+      if (stepped) {
+        keep_budget();
         continue;
+      }
       add_counts();
       if (const auto *gate = dynamic_cast<const gate::Gate *>(gate_.get()))
         before_ = gate->remains();
@@ -207,7 +212,33 @@ private:
     let_go();
   }
 
+  // Once a second, with what that second cost.
+  void keep_budget() {
+    auto *gate = dynamic_cast<gate::Gate *>(gate_.get());
+    const auto now = std::chrono::steady_clock::now();
+    if (!budget_ || gate == nullptr || !options_.sim || now - measured_ < 1s)
+      return;
+    const auto costs = gate->hook_costs();
+    std::vector<gate::HookCost> hooks;
+    for (const gate::SimHookCost &cost : costs)
+      hooks.push_back({cost.hook->name, !cost.decides, cost.calls, cost.cycles});
+    if (!keeper_)
+      keeper_.emplace(*budget_, gate->cycles_per_second(),
+                      std::max<std::uint32_t>(gate->reader().kernel().cpu_count(), 1));
+    timespec used{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    const auto own = std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
+    const auto change = keeper_->step(hooks, now - measured_, own - own_time_);
+    measured_ = now;
+    own_time_ = own;
+    if (!change)
+      return;
+    if (gate->set_depth(*costs[change->hook].hook, change->depth))
+      notice(change->sentence);
+  }
+
   void let_go() {
+    keeper_.reset();
     if (process_ != nullptr)
       process_->attach({}, {});
     driver_.reset();
@@ -284,6 +315,10 @@ private:
   gate::DriverCounts driver_counts_;
   gate::GateCounts gate_counts_;
   gate::SimCounts sim_counts_;
+  std::optional<gate::Budget> budget_;
+  std::optional<gate::BudgetKeeper> keeper_;
+  std::chrono::steady_clock::time_point measured_ = std::chrono::steady_clock::now();
+  std::chrono::nanoseconds own_time_{};
   gate::GuardCounts memory_counts_;
 };
 
@@ -310,6 +345,10 @@ public:
         "sim: memory for records in the guest, for each CPU: a power of two from 8K on. Up to 64K, what there "
         "is room for, if left out",
         ring_);
+    syntax.option("--budget", "BUDGET",
+                  "sim: what the hooks may cost, of the guest's processors and of the host's, such as "
+                  "'guest=2%,host=0.2'; what is over it is told of with less, or not at all, and that is said",
+                  budget_);
     syntax.flag("--address-space", "sim: keep its data in page tables of its own, which no process has",
                 address_space_);
     syntax.option("--error", "ERROR", "with what a denied call fails. EPERM if left out", error_, {"EPERM", "EACCES"});
@@ -397,6 +436,10 @@ public:
     Outbox outbox;
     Server server(context.host, *target, context.options.guest, std::move(options), mode_ == "breakpoint",
                   std::move(memory), tool, process.get(), outbox);
+    if (budget_) {
+      TRY_ASSIGN(const auto budget, gate::parse_budget(*budget_));
+      server.keep(budget);
+    }
     TRY(server.start());
     bool interrupted = false;
     while (!interrupted && !server.ended()) {
@@ -414,8 +457,8 @@ private:
   Result<std::optional<gate::SimOptions>> sim_options(const gate::GateOptions &options,
                                                       const std::vector<policy::Rule> &rules, int error) const {
     if (mode_ != "sim") {
-      if (!ask_.empty() || ring_ || address_space_)
-        return fail(ErrorCode::usage, "--ask, --ring and --address-space belong to --mode sim");
+      if (!ask_.empty() || ring_ || address_space_ || budget_)
+        return fail(ErrorCode::usage, "--ask, --ring, --budget and --address-space belong to --mode sim");
       return std::nullopt;
     }
     gate::SimOptions sim;
@@ -562,7 +605,7 @@ private:
   std::string ask_;
   bool address_space_ = false;
   std::vector<std::string> deny_, allow_, only_, skip_;
-  std::optional<std::string> for_, ring_;
+  std::optional<std::string> for_, ring_, budget_;
   std::optional<std::int32_t> tool_limit_, awake_;
 };
 

@@ -10,6 +10,7 @@
 // that rings one waits for a bounded time, once, and takes the default verdict from then on.
 #pragma once
 
+#include "lararium/gate/budget.h"
 #include "lararium/gate/jump_module.h"
 #include "lararium/os/common/operating_system.h"
 #include "lararium/os/linux/kernel.h"
@@ -70,6 +71,10 @@ public:
   [[nodiscard]] const GateCounts &counts() const override;
   [[nodiscard]] std::chrono::nanoseconds stopped() const override;
   [[nodiscard]] const CallReader &reader() const override;
+  // Of SIM: what each hook costs, and with what it is told of; for a budget.
+  [[nodiscard]] std::vector<SimHookCost> hook_costs() const;
+  [[nodiscard]] Result<void> set_depth(const HookEntry &hook, Depth depth);
+  [[nodiscard]] std::uint64_t cycles_per_second() const;
   [[nodiscard]] bool adopted() const; // the hooks were there already
   [[nodiscard]] std::shared_ptr<const Remains> remains() const;
 

@@ -65,6 +65,13 @@ struct SeenCall {
   std::vector<Kept> kept;
 };
 
+// What one hook cost the guest so far.
+struct SimHookCost {
+  const HookEntry *hook = nullptr;
+  bool decides = false; // by rules, or calls of it wait for a tool
+  std::uint64_t calls = 0, cycles = 0;
+};
+
 struct SimCounts {
   std::uint64_t records = 0;   // read
   std::uint64_t lost = 0;      // had no room

@@ -368,6 +368,10 @@ extern "C" [[gnu::section(".text.entry"), gnu::used]] int sim_event(const Data *
   auto &state = *reinterpret_cast<CpuState *>(cpu[CPU_STATE / 8]);
   const u32 hook = stub[STUB_HOOK] % hook_limit;
   ++state.calls[hook];
+  const u32 bit = u32{1} << hook;
+  if ((*reinterpret_cast<const u32 *>(reinterpret_cast<const u8 *>(board) + BOARD_OFF) & bit) != 0)
+    return 0;
+  const bool is_brief = (*reinterpret_cast<const u32 *>(reinterpret_cast<const u8 *>(board) + BOARD_BRIEF) & bit) != 0;
   if (const u64 beat = board[BOARD_HEARTBEAT / 8]; beat != state.beat) {
     state.beat = beat;
     state.beat_cycles = began;
@@ -399,10 +403,9 @@ extern "C" [[gnu::section(".text.entry"), gnu::used]] int sim_event(const Data *
   Recorder recorder(*data, head);
   recorder.who();
   const Plan &plan = data->plans[stub[STUB_PLAN] % plan_limit];
-  for (u32 i = 0; i < capture_limit && plan.captures[i].argument != 0; ++i)
+  for (u32 i = 0; i < capture_limit && !is_brief && plan.captures[i].argument != 0; ++i)
     recorder.capture(plan.captures[i]);
 
-  const u32 bit = u32{1} << hook;
   const u8 mode = stub[STUB_SIM];
   const Decision decision = decide(*data, 0, data->config.verdict_rules, bit,
                                    mode == STUB_SIM_ASK ? Action::ask : Action::allow, head, recorder);
