@@ -181,6 +181,20 @@ Record SecurityDriver::record_of(const Tampering &tampering) {
   return record;
 }
 
+void SecurityDriver::tell_seen(std::vector<Record> &out) {
+  gate_.take_seen(seen_);
+  for (const SeenCall &call : seen_) {
+    if (call.hook == nullptr)
+      continue;
+    Record record = record_of(call);
+    ++counts_.events;
+    ++counts_.seen;
+    counts_.denied += call.verdict != 0 ? 1 : 0;
+    if (call.verdict != 0 || filter_ == nullptr || filter_->is_recorded(*call.hook, record))
+      out.push_back(std::move(record));
+  }
+}
+
 Result<void> SecurityDriver::step(std::chrono::microseconds timeout, std::vector<Record> &out) {
   events_.clear();
   tamperings_.clear();
@@ -206,17 +220,7 @@ Result<void> SecurityDriver::step(std::chrono::microseconds timeout, std::vector
     if (verdict.error != 0 || filter_ == nullptr || filter_->is_recorded(*event.hook, record))
       out.push_back(std::move(record));
   }
-  gate_.take_seen(seen_);
-  for (const SeenCall &call : seen_) {
-    if (call.hook == nullptr)
-      continue;
-    Record record = record_of(call);
-    ++counts_.events;
-    ++counts_.seen;
-    counts_.denied += call.verdict != 0 ? 1 : 0;
-    if (call.verdict != 0 || filter_ == nullptr || filter_->is_recorded(*call.hook, record))
-      out.push_back(std::move(record));
-  }
+  tell_seen(out);
   for (const Tampering &tampering : tamperings_)
     out.push_back(record_of(tampering));
   return waited;

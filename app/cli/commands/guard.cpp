@@ -1,27 +1,21 @@
 #include "../context.h"
 #include "../exit_codes.h"
+#include "../guard_server.h"
 #include "../live_records.h"
 #include "../record_output.h"
 #include "../table.h"
 #include "../text.h"
 
-#include "lararium/gate/breakpoint_module.h"
-#include "lararium/gate/gate.h"
 #include "lararium/gate/security_driver.h"
-#include "lararium/gate/shared_protection.h"
 #include "lararium/policy/rules.h"
 #include "lararium/policy/sim_rules.h"
 #include "lararium/policy/tool_process.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cerrno>
-#include <ctime>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <future>
-#include <mutex>
 #include <thread>
 
 namespace lararium::cli {
@@ -54,272 +48,6 @@ private:
   std::vector<policy::Rule> rules_;
   int error_;
   gate::SecurityTool *next_; // asked where no rule fits; null: nobody
-};
-
-// Serves the hooks of one VM in a thread of its own, which waits for nothing but them.
-class Server {
-public:
-  // `memory`: how the kernel's memory is protected, too; nothing: it is not.
-  Server(Host &host, Target &target, GuestOptions guest, gate::GateOptions options, bool breakpoints,
-         std::optional<gate::GuardOptions> memory, RuleTool &tool, policy::ToolProcess *process, Outbox &outbox)
-      : host_(host), target_(target), guest_options_(std::move(guest)), options_(std::move(options)),
-        breakpoints_(breakpoints), memory_(std::move(memory)), tool_(tool), process_(process), outbox_(outbox) {
-    guest_options_.running_only = true;
-  }
-  Server(const Server &) = delete;
-  Server &operator=(const Server &) = delete;
-  ~Server() { stop(); }
-
-  void keep(gate::Budget budget) { budget_ = budget; }
-
-  [[nodiscard]] Result<void> start() {
-    if (breakpoints_ && !target_.debugger)
-      return fail(
-          ErrorCode::unsupported,
-          fmt::format("{} has no monitor that can be reached: breakpoints cannot be set", target_.identity.name));
-    if (!breakpoints_ && !target_.protector)
-      return fail(ErrorCode::unsupported,
-                  fmt::format("{} is no running VM of QEMU's: there is nothing to guard", target_.identity.name));
-    if (!breakpoints_ && !target_.code_writer)
-      return fail(ErrorCode::unsupported,
-                  fmt::format("{} has no monitor that can be reached: hooks cannot be put in", target_.identity.name));
-    TRY(take_up());
-    thread_ = std::thread([this] { serve(); });
-    return {};
-  }
-  void stop() {
-    stopping_ = true;
-    if (thread_.joinable())
-      thread_.join();
-  }
-  [[nodiscard]] bool ended() const { return ended_; }
-  // When it stands.
-  [[nodiscard]] const gate::DriverCounts &driver_counts() const { return driver_counts_; }
-  [[nodiscard]] const gate::GateCounts &gate_counts() const { return gate_counts_; }
-  [[nodiscard]] const gate::SimCounts &sim_counts() const { return sim_counts_; }
-  [[nodiscard]] const gate::GuardCounts &memory_counts() const { return memory_counts_; }
-
-private:
-  Result<void> take_up() {
-    target_.memory->refresh();
-    TRY_ASSIGN(guest_, host_.attach(target_, guest_options_));
-    options_.not_reset = {};
-    if (target_.vcpus && target_.vcpus->registers_with_msrs())
-      options_.not_reset = [vcpus = target_.vcpus.get()] { return vcpus->not_reset_since(); };
-    bool adopted = false;
-    if (breakpoints_) {
-      TRY_ASSIGN(gate_, gate::BreakpointModule::install(*guest_.system, *target_.debugger, options_.hooks));
-    } else {
-      if (memory_)
-        TRY(gate::MemoryGuard::check_ready(*guest_.system));
-      TRY_ASSIGN(protection_, target_.protector->begin());
-      shared_ = std::make_unique<gate::SharedProtection>(*protection_.protection);
-      TRY_ASSIGN(auto gate, gate::Gate::install(*guest_.system, *target_.memory, *shared_, *target_.code_writer,
-                                                options_, before_));
-      adopted = gate->adopted();
-      gate_ = std::move(gate);
-      if (memory_)
-        if (auto done = shared_->guard(*guest_.system, *target_.memory, *memory_); !done) {
-          std::vector<std::string> left;
-          static_cast<void>(gate_->remove(left));
-          return done;
-        }
-    }
-    driver_ = std::make_unique<gate::SecurityDriver>(*gate_, *guest_.system, tool_, &tool_);
-    if (process_ != nullptr)
-      process_->attach({guest_.system.get(), target_.memory.get()},
-                       {target_.identity.name, target_.identity.uuid, target_.identity.pid});
-    Record record;
-    record.type = "guard_started";
-    record.sentence =
-        fmt::format("{} calls in the kernel of {} are hooked; its vCPUs stood still for {:.1f} ms",
-                    gate_->sites().size(), target_.identity.name, static_cast<double>(gate_->stopped().count()) / 1e6);
-    if (adopted)
-      record.sentence =
-          fmt::format("{} hooked calls in the kernel of {} were adopted", gate_->sites().size(), target_.identity.name);
-    record.with("adopted", adopted)
-        .with("sites", std::uint64_t{gate_->sites().size()})
-        .with("stopped_microseconds", static_cast<std::uint64_t>(gate_->stopped().count() / 1000));
-    if (options_.sim)
-      record.with("address_space", options_.sim->address_space);
-    tell(std::move(record));
-    if (shared_ && shared_->memory_guard() != nullptr)
-      tell_protection(*shared_->memory_guard());
-    for (const std::string &limitation : protection_.limitations)
-      notice(limitation);
-    for (const std::string &limitation : gate_->limitations())
-      notice(limitation);
-    return {};
-  }
-
-  void tell_protection(const gate::MemoryGuard &guard) {
-    const gate::GuardCounts counts = guard.counts();
-    Record record;
-    record.type = "protection_started";
-    record.sentence = fmt::format("{} pages of the kernel of {} are protected, {} compared",
-                                  counts.pages - counts.compared_pages, target_.identity.name, counts.compared_pages);
-    record.with("pages", counts.pages).with("compared_pages", counts.compared_pages);
-    tell(std::move(record));
-    for (const std::string &limitation : guard.limitations())
-      notice(limitation);
-  }
-
-  void serve() {
-    while (!stopping_ && !ended_) {
-      if (!driver_) {
-        if (!target_.liveness->alive())
-          end();
-        else if (!take_up()) {
-          let_go();
-          std::this_thread::sleep_for(300ms);
-        }
-        continue;
-      }
-      std::vector<Record> records;
-      const auto stepped = driver_->step(50ms, records);
-      if (shared_)
-        std::ranges::move(shared_->take_records(), std::back_inserter(records));
-      for (Record &record : records)
-        name_record(record, target_.identity);
-      outbox_.put(records);
-      if (process_ != nullptr)
-        for (std::string &news : process_->take_news())
-          notice(std::move(news));
-      if (stepped) {
-        keep_budget();
-        continue;
-      }
-      add_counts();
-      if (const auto *gate = dynamic_cast<const gate::Gate *>(gate_.get()))
-        before_ = gate->remains();
-      let_go();
-      if (!target_.liveness->alive())
-        end();
-      else
-        notice(fmt::format("{}; nothing is hooked until its guest is up again", stepped.error().describe()));
-    }
-    if (gate_) {
-      add_counts();
-      std::vector<std::string> left;
-      if (shared_) // what comes now is ours
-        shared_->end_guard();
-      if (const auto removed = gate_->remove(left); !removed)
-        notice(fmt::format("the hooks could not be taken out ({}): they stay, and do nothing",
-                           removed.error().describe()));
-      for (const std::string &sentence : left)
-        notice(sentence);
-    }
-    let_go();
-  }
-
-  // Once a second, with what that second cost.
-  void keep_budget() {
-    auto *gate = dynamic_cast<gate::Gate *>(gate_.get());
-    const auto now = std::chrono::steady_clock::now();
-    if (!budget_ || gate == nullptr || !options_.sim || now - measured_ < 1s)
-      return;
-    const auto costs = gate->hook_costs();
-    std::vector<gate::HookCost> hooks;
-    for (const gate::SimHookCost &cost : costs)
-      hooks.push_back({cost.hook->name, !cost.decides, cost.calls, cost.cycles});
-    if (!keeper_)
-      keeper_.emplace(*budget_, gate->cycles_per_second(),
-                      std::max<std::uint32_t>(gate->reader().kernel().cpu_count(), 1));
-    timespec used{};
-    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-    const auto own = std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
-    const auto change = keeper_->step(hooks, now - measured_, own - own_time_);
-    measured_ = now;
-    own_time_ = own;
-    if (!change)
-      return;
-    if (gate->set_depth(*costs[change->hook].hook, change->depth))
-      notice(change->sentence);
-  }
-
-  void let_go() {
-    keeper_.reset();
-    if (process_ != nullptr)
-      process_->attach({}, {});
-    driver_.reset();
-    gate_.reset();
-    shared_.reset();
-    protection_ = {};
-    guest_ = {};
-  }
-  void end() {
-    Record record;
-    record.type = "vm_gone";
-    record.sentence = fmt::format("the VM {} ended", target_.identity.name);
-    tell(std::move(record));
-    ended_ = true;
-  }
-  void add_counts() {
-    const gate::DriverCounts &driver = driver_->counts();
-    driver_counts_.events += driver.events;
-    driver_counts_.denied += driver.denied;
-    driver_counts_.waited += driver.waited;
-    driver_counts_.longest_wait = std::max(driver_counts_.longest_wait, driver.longest_wait);
-    const gate::GateCounts &counts = gate_->counts();
-    gate_counts_.events += counts.events;
-    gate_counts_.rings += counts.rings;
-    gate_counts_.faults += counts.faults;
-    gate_counts_.tampered += counts.tampered;
-    gate_counts_.forged += counts.forged;
-    driver_counts_.seen += driver.seen;
-    const gate::SimCounts sim = gate_->sim_counts();
-    sim_counts_.records += sim.records;
-    sim_counts_.lost += sim.lost;
-    sim_counts_.doorbells += sim.doorbells;
-    sim_counts_.calls += sim.calls;
-    sim_counts_.cycles += sim.cycles;
-    if (!shared_ || shared_->memory_guard() == nullptr)
-      return;
-    const gate::GuardCounts memory = shared_->memory_guard()->counts();
-    memory_counts_.pages = memory.pages;
-    memory_counts_.lawful += memory.lawful;
-    memory_counts_.unlawful += memory.unlawful;
-    memory_counts_.reverted += memory.reverted;
-    memory_counts_.left_out += memory.left_out + shared_->left_out();
-  }
-  void notice(std::string sentence) {
-    Record record;
-    record.type = "guard_notice";
-    record.sentence = std::move(sentence);
-    tell(std::move(record));
-  }
-  void tell(Record record) {
-    name_record(record, target_.identity);
-    std::vector<Record> one;
-    one.push_back(std::move(record));
-    outbox_.put(one);
-  }
-
-  Host &host_;
-  Target &target_;
-  GuestOptions guest_options_;
-  gate::GateOptions options_;
-  bool breakpoints_;
-  std::optional<gate::GuardOptions> memory_;
-  RuleTool &tool_;
-  policy::ToolProcess *process_; // null: no tool of its own
-  Outbox &outbox_;
-  Guest guest_;
-  ProtectionStart protection_;
-  std::unique_ptr<gate::SharedProtection> shared_; // of that
-  std::unique_ptr<gate::JumpModule> gate_;
-  std::shared_ptr<const gate::Remains> before_; // of the guest's kernel before a reset
-  std::unique_ptr<gate::SecurityDriver> driver_;
-  std::thread thread_;
-  std::atomic<bool> stopping_ = false, ended_ = false;
-  gate::DriverCounts driver_counts_;
-  gate::GateCounts gate_counts_;
-  gate::SimCounts sim_counts_;
-  std::optional<gate::Budget> budget_;
-  std::optional<gate::BudgetKeeper> keeper_;
-  std::chrono::steady_clock::time_point measured_ = std::chrono::steady_clock::now();
-  std::chrono::nanoseconds own_time_{};
-  gate::GuardCounts memory_counts_;
 };
 
 class Guard final : public Command {
@@ -421,25 +149,20 @@ public:
     }
     RuleTool tool(std::move(rules), error, process.get());
     TRY_ASSIGN(Target *const target, context.target());
-    std::mutex asking; // for registers, one at a time
-    if (target->vcpus)
-      options.registers = [&asking, vcpus = target->vcpus.get()] {
-        return std::async(std::launch::async, [&asking, vcpus] {
-          const std::lock_guard lock(asking);
-          return vcpus->registers();
-        });
-      };
-    std::optional<gate::GuardOptions> memory;
+    GuardSetup setup{.guest = context.options.guest,
+                     .gate = std::move(options),
+                     .breakpoints = mode_ == "breakpoint",
+                     .tool = &tool,
+                     .filter = &tool,
+                     .process = process.get()};
     if (!protect_.empty())
-      memory = {.timing = {}, .revert = protect_ == "revert", .registers = options.registers};
+      setup.memory = {.timing = {}, .revert = protect_ == "revert", .registers = {}};
+    if (budget_) {
+      TRY_ASSIGN(setup.budget, gate::parse_budget(*budget_));
+    }
     const auto begin = std::chrono::steady_clock::now();
     Outbox outbox;
-    Server server(context.host, *target, context.options.guest, std::move(options), mode_ == "breakpoint",
-                  std::move(memory), tool, process.get(), outbox);
-    if (budget_) {
-      TRY_ASSIGN(const auto budget, gate::parse_budget(*budget_));
-      server.keep(budget);
-    }
+    GuardServer server(context.host, *target, std::move(setup), outbox);
     TRY(server.start());
     bool interrupted = false;
     while (!interrupted && !server.ended()) {
@@ -556,7 +279,7 @@ private:
     return context.out.flush();
   }
 
-  Result<void> print_summary(Context &context, const Target &target, const Server &server,
+  Result<void> print_summary(Context &context, const Target &target, const GuardServer &server,
                              std::uint64_t left_out) const {
     const gate::DriverCounts &driver = server.driver_counts();
     const gate::GateCounts &counts = server.gate_counts();

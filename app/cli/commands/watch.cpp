@@ -1,4 +1,5 @@
 #include "../context.h"
+#include "../guard_server.h"
 #include "../record_output.h"
 #include "../text.h"
 #include "../vm_watch.h"
@@ -36,6 +37,8 @@ const std::vector<EventGroup> &event_groups() {
   return groups;
 }
 
+constexpr std::string_view hook_group = "sim"; // of what hooks tell
+
 // Which records are printed. What concerns the VM as a whole and the watching itself always is.
 class EventChoice {
 public:
@@ -45,7 +48,8 @@ public:
       return choice;
     choice.chosen_.emplace();
     for (const std::string &name : split_names(*text)) {
-      bool known = false;
+      bool known = name == hook_group;
+      choice.hooks_ = choice.hooks_ || known;
       for (const EventGroup &group : event_groups()) {
         for (const std::string_view type : group.types)
           if (name == group.name || name == type) {
@@ -60,23 +64,31 @@ public:
     return choice;
   }
   [[nodiscard]] bool wants(std::string_view type) const {
-    return !chosen_ || type.starts_with("vm_") || type.starts_with("guest_") || type.starts_with("watch_") ||
-           chosen_->contains(type);
+    return !chosen_ || (hooks_ && is_of_hooks(type)) || type.starts_with("vm_") || type.starts_with("guest_") ||
+           type.starts_with("watch_") || chosen_->contains(type);
   }
   [[nodiscard]] bool wants_group(std::string_view name) const {
     const auto &groups = event_groups();
     const auto group = std::ranges::find(groups, name, &EventGroup::name);
     return std::ranges::any_of(group->types, [&](std::string_view type) { return wants(type); });
   }
+  [[nodiscard]] bool wants_hooks() const { return hooks_; }
   static std::string names() {
     std::vector<std::string_view> all;
     for (const EventGroup &group : event_groups())
       all.push_back(group.name);
+    all.push_back(hook_group);
     return fmt::format("{}", fmt::join(all, ", "));
   }
 
 private:
+  static bool is_of_hooks(std::string_view type) {
+    return type.starts_with("guard_") || type == "gate_tampered" ||
+           std::ranges::any_of(gate::all_hooks(), [&](const gate::HookEntry *hook) { return type == hook->name; });
+  }
+
   std::optional<std::set<std::string, std::less<>>> chosen_;
+  bool hooks_ = false;
 };
 
 double cpu_seconds() {
@@ -103,6 +115,18 @@ bool interrupted_before(Clock::time_point until) {
   }
 }
 
+// Nobody is asked, and nothing is denied: calls are seen.
+class NoTool final : public gate::SecurityTool {
+public:
+  gate::Verdict decide(const gate::HookEntry & /*hook*/, const Record & /*record*/) override { return {}; }
+};
+
+// The hooks of one VM, beside the polling of it.
+struct HookedVm {
+  Target target;
+  std::unique_ptr<GuardServer> server;
+};
+
 class Watch final : public Command {
 public:
   void describe(Syntax &syntax) override {
@@ -121,7 +145,8 @@ public:
     syntax.flag("--no-checks", "make no checks, so no findings", no_checks_);
     syntax.option("-e,--events", "KINDS",
                   "only these, separated by commas: " + EventChoice::names() +
-                      ", or types of records (process_started)",
+                      ", or types of records (process_started). sim: what programs do, by hooks in the guest's kernel "
+                      "that tell of each call (guard --mode sim), so that nothing is missed between two looks",
                   events_);
     syntax.option("--for", "TIME", "end after that time", for_);
   }
@@ -162,7 +187,12 @@ public:
         discover(context, settings, watches);
         next_discovery = now + 500ms;
       }
+      if (choice_.wants_hooks())
+        hook(context, watches);
       std::vector<Record> records;
+      for (const Record &record : hooked_records_.take())
+        records.push_back(record);
+      TRY(print(context, records));
       auto next = all_ ? std::min(end, next_discovery) : end;
       for (const auto &vm : watches) {
         vm->step(Clock::now(), records);
@@ -171,17 +201,25 @@ public:
         TRY(print(context, records));
       }
       std::erase_if(watches, [&](const auto &vm) {
-        if (vm->gone())
+        if (vm->gone()) {
           add_counts(*vm);
+          hooked_.erase(vm->identity().pid);
+        }
         return vm->gone();
       });
       if (watches.empty() && !all_)
         break;
-      if (interrupted_before(std::min(next, Clock::now() + 1s)))
+      if (interrupted_before(std::min(next, Clock::now() + (hooked_.empty() ? 1s : Clock::duration(20ms)))))
         break;
     }
     for (const auto &vm : watches)
       add_counts(*vm);
+    hooked_.clear(); // the hooks come out
+    std::vector<Record> last;
+    for (const Record &record : hooked_records_.take())
+      last.push_back(record);
+    TRY(print(context, last));
+    sum_.left_out += hooked_records_.left_out();
     return print_summary(context, std::chrono::duration<double>(Clock::now() - begin).count(),
                          cpu_seconds() - cpu_before);
   }
@@ -271,6 +309,34 @@ private:
     static_cast<void>(context.err.flush());
   }
 
+  // Hooks VMs that are not hooked yet, once their kernel is up. Why it cannot be done is told once.
+  void hook(Context &context, const std::vector<std::unique_ptr<VmWatch>> &watches) {
+    for (const auto &vm : watches) {
+      const pid_t pid = vm->identity().pid;
+      if (vm->gone() || hooked_.contains(pid) || not_before_[pid] > Clock::now())
+        continue;
+      auto target = context.host.open(std::to_string(pid));
+      auto error = fail(ErrorCode::gone, "it is gone").error();
+      if (target) {
+        HookedVm hooked{std::move(*target), nullptr};
+        auto &place = hooked_.emplace(pid, std::move(hooked)).first->second;
+        GuardSetup setup{.guest = context.options.guest, .gate = {.hooks = gate::all_hooks()}, .tool = &tool_};
+        setup.gate.poll = 1ms;
+        setup.gate.sim.emplace();
+        place.server = std::make_unique<GuardServer>(context.host, place.target, std::move(setup), hooked_records_);
+        auto started = place.server->start();
+        if (started)
+          continue;
+        error = std::move(started).error();
+        hooked_.erase(pid);
+      }
+      not_before_[pid] = Clock::now() + 1s;
+      if (hook_refused_.emplace(pid).second)
+        context.note(fmt::format("{} is not hooked yet: {}", visible(vm->identity().name), visible(error.describe())));
+    }
+    static_cast<void>(context.err.flush());
+  }
+
   void add_counts(const VmWatch &vm) {
     const watch::GuestCounts counts = vm.counts();
     sum_.polls += counts.polls;
@@ -345,6 +411,11 @@ private:
   std::optional<std::string> checks_every_, checks_cpu_, events_, for_;
   EventChoice choice_;
   std::map<std::pair<pid_t, std::string>, int> refused_; // how often
+  NoTool tool_;
+  Outbox hooked_records_;
+  std::map<pid_t, HookedVm> hooked_;
+  std::map<pid_t, Clock::time_point> not_before_;
+  std::set<pid_t> hook_refused_;
   watch::GuestCounts sum_;
   std::uint64_t printed_ = 0;
 };

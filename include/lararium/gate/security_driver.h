@@ -49,6 +49,8 @@ public:
 
   // Waits for events, at most that long, has them decided, and adds their records. Errors are the gate's.
   [[nodiscard]] Result<void> step(std::chrono::microseconds timeout, std::vector<Record> &out);
+  // Only what was decided in the guest, as far as it is there.
+  void tell_seen(std::vector<Record> &out);
   [[nodiscard]] const DriverCounts &counts() const { return counts_; }
 
 private:
