@@ -392,9 +392,9 @@ private:
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
             .count());
     record.sentence =
-        fmt::format("{} records, {} polls in {:.1f} s at {:.2f} % of a core; {} processes or threads came "
-                    "and went unseen",
-                    printed_, sum_.polls, seconds, percent, sum_.unseen);
+        fmt::format("{} records, {} polls in {:.1f} s at {:.2f} % of a core; {} processes or threads came and went {}",
+                    printed_, sum_.polls, seconds, percent, sum_.unseen,
+                    choice_.wants_hooks() ? "between two looks; hooks told of them" : "unseen");
     record.with("records", printed_)
         .with("polls", sum_.polls)
         .with("processes_unseen", sum_.unseen)
