@@ -35,8 +35,10 @@ protected:
   };
 
   SimCodeTest() {
-    code_ = ::mmap(nullptr, GATE_SIM_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    std::memcpy(code_, code().data(), code().size());
+    // What lies before a function is read, too, where calls by pointers are checked.
+    code_ =
+        ::mmap(nullptr, page + GATE_SIM_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    std::memcpy(static_cast<std::byte *>(code_) + page, code().data(), code().size());
     void *memory = std::aligned_alloc(page, sizeof(Pages));
     std::memset(memory, 0, sizeof(Pages));
     pages = static_cast<Pages *>(memory);
@@ -76,7 +78,7 @@ protected:
     slot[SLOT_CALLER / 8] = caller;
   }
   ~SimCodeTest() override {
-    ::munmap(code_, GATE_SIM_SIZE);
+    ::munmap(code_, page + GATE_SIM_SIZE);
     std::free(pages);
   }
 
@@ -97,8 +99,8 @@ protected:
     ::syscall(SYS_arch_prctl, ARCH_SET_GS, per_cpu.data());
     using Function = int (*)(const void *, const std::uint64_t *, const std::uint8_t *, const std::uint64_t *,
                              const std::uint64_t *, const std::uint64_t *);
-    const int result =
-        reinterpret_cast<Function>(code_)(pages, slot.data(), stub.data(), cpu.data(), board.data(), sites.data());
+    const int result = reinterpret_cast<Function>(static_cast<std::byte *>(code_) + page)(
+        pages, slot.data(), stub.data(), cpu.data(), board.data(), sites.data());
     ::syscall(SYS_arch_prctl, ARCH_SET_GS, 0);
     return result;
   }
