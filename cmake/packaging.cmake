@@ -34,8 +34,9 @@ install(FILES ${CMAKE_BINARY_DIR}/completions/lararium.zsh RENAME _lararium
 install(FILES ${CMAKE_BINARY_DIR}/completions/lararium.fish RENAME lararium.fish
         DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
 install(FILES README.md cmake/debian/copyright ${changelog} DESTINATION ${CMAKE_INSTALL_DOCDIR})
-install(FILES docs/json.md docs/exit_codes.md docs/records.md docs/attacks.md docs/guard.md docs/protect.md
-        docs/spec.md docs/threat_model.md docs/tool_protocol.md
+file(GLOB pages ${CMAKE_SOURCE_DIR}/docs/*.md)
+list(FILTER pages EXCLUDE REGEX /development[.]md$)
+install(FILES ${pages}
         DESTINATION ${CMAKE_INSTALL_DOCDIR}/docs) # where README.md says
 
 set(CPACK_GENERATOR DEB)

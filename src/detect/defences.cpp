@@ -529,7 +529,12 @@ private:
   static void look_at_audit(const Kernel &kernel, Findings &findings) {
     const auto enabled = number(kernel, "audit_enabled", 4), ever = number(kernel, "audit_ever_enabled", 1),
                daemon = number(kernel, "auditd_conn", 8);
-    if (enabled && ever && daemon && *enabled == 0 && *ever != 0 && *daemon != 0)
+    // The kernel keeps one that ended until it has something to tell it.
+    const auto pid = kernel.types().field("auditd_connection", "pid"), tasks = kernel.types().field("pid", "tasks");
+    const auto number_of_daemon = daemon && pid ? kernel.read_pointer(Gva{*daemon}, *pid) : std::nullopt;
+    const auto process =
+        number_of_daemon && tasks && *number_of_daemon ? kernel.read_pointer(*number_of_daemon, *tasks) : std::nullopt;
+    if (enabled && ever && *enabled == 0 && *ever != 0 && process && *process)
       findings
           .add({.subject = "audit_enabled",
                 .severity = Severity::high,

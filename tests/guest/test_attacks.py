@@ -261,6 +261,7 @@ ATTACKS = [
     process("credentials_namespace", "credentials", r"workload.*(escaped|namespace)", CONTAINED, "contained"),
     # BPF
     bpf("write_user", r"getdents64.*writes to the memory"),
+    bpf("read_user_in_flight", r"reads the memory of programs, and nobody has it"),
     bpf("modify_return", r"decides what security_settime64 returns"),
     bpf("link_in_flight", r"link.*no process has it"),
     bpf("lsm_in_flight", r"decides what the system allows, and no process"),

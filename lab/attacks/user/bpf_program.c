@@ -130,6 +130,24 @@ static int plain(void)
 	return wait_forever();
 }
 
+__attribute__((noreturn)) static void keep_in_flight(int link, int program);
+
+// Whenever a program ends, eight bytes of its memory could now be told to somebody, and no process has this one.
+static int read_user_in_flight(void)
+{
+	static const struct bpf_insn code[] = {
+		{.code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = BPF_REG_1, .src_reg = BPF_REG_10},
+		{.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = BPF_REG_1, .imm = -8},
+		MOVE(BPF_REG_2, 8),
+		MOVE(BPF_REG_3, 4096),
+		CALL(BPF_FUNC_probe_read_user),
+		MOVE(BPF_REG_0, 0),
+		EXIT,
+	};
+	int program = load(BPF_PROG_TYPE_RAW_TRACEPOINT, code, sizeof code / sizeof *code, 0, 0);
+	keep_in_flight(open_raw("sched_process_exit", program), program);
+}
+
 // Whenever a program has listed a folder, it could now be told something else.
 static int write_user(void)
 {
@@ -250,6 +268,7 @@ int main(int count, char **arguments)
 		int (*run)(void);
 	} commands[] = {{"plain", plain},
 			{"write_user", write_user},
+			{"read_user_in_flight", read_user_in_flight},
 			{"modify_return", modify_return},
 			{"link_in_flight", link_in_flight},
 			{"lsm_in_flight", lsm_in_flight},
@@ -258,6 +277,7 @@ int main(int count, char **arguments)
 	for (size_t index = 0; index < sizeof commands / sizeof *commands; index++)
 		if (count > 1 && !strcmp(commands[index].name, arguments[1]))
 			return commands[index].run();
-	fprintf(stderr, "usage: bpf_program plain|write_user|modify_return|link_in_flight|lsm_in_flight|xdp|xdp_off\n");
+	fprintf(stderr, "usage: bpf_program plain|write_user|read_user_in_flight|modify_return|link_in_flight|"
+			"lsm_in_flight|xdp|xdp_off\n");
 	return 2;
 }
