@@ -4,6 +4,7 @@
 #include "attack.h"
 
 #include <linux/gfp.h>
+#include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/mm.h>
 #include <linux/smp.h>
@@ -214,7 +215,8 @@ static u8 *anywhere(u64 address)
 // A ring with a record in it that nobody has read yet. With interrupts off, as it is left.
 static int find_unread(u8 **state, u8 **ring, u64 *tail, u64 *size, unsigned long *flags)
 {
-	int result = find_area(), cpu, tries;
+	int result = find_area(), cpu;
+	unsigned long until = jiffies + 10 * HZ;
 	u8 *config;
 	if (result)
 		return result;
@@ -222,7 +224,7 @@ static int find_unread(u8 **state, u8 **ring, u64 *tail, u64 *size, unsigned lon
 	*size = *(u32 *)(config + CONFIG_RING_SIZE);
 	if (!*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA))
 		return -ENODEV;
-	for (tries = 0; tries < 100000; tries++) {
+	while (time_before(jiffies, until)) {
 		local_irq_save(*flags);
 		for_each_online_cpu(cpu) {
 			u8 *entry = area + GATE_CPUS + cpu * GATE_CPU_SIZE;
