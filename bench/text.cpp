@@ -1,5 +1,5 @@
-// How fast a guest's code is compared with what it was at the first look, beside memcmp of the same bytes with a copy of
-// them, in the same run. bench/run runs it with interleaved repetitions.
+// How fast a guest's code is compared with what it was at the first look, beside memcmp of the same bytes with a copy
+// of them, in the same run. bench/run runs it with interleaved repetitions.
 #include "first_look.h"
 
 #include <benchmark/benchmark.h>
@@ -13,7 +13,8 @@ namespace {
 using namespace lararium;
 using detect::FirstLook;
 
-constexpr std::uint64_t text_size = 32 << 20; // more than the caches hold: a kernel's code and read-only data have 25 MiB
+constexpr std::uint64_t text_size =
+    32 << 20; // more than the caches hold: a kernel's code and read-only data have 25 MiB
 constexpr Gva text_begin{0xffffffff81000000};
 
 const std::vector<std::byte> &text() {
