@@ -1542,6 +1542,11 @@ std::optional<LeftGate> find_left_gate(const Kernel &kernel) {
   return area ? std::optional(LeftGate{area->window, area->sites.size()}) : std::nullopt;
 }
 
+bool is_code_of_gate(const Kernel &kernel, Gva address) {
+  const auto area = find_area(kernel);
+  return area && area->holds(address);
+}
+
 Result<void> remove_left_gate(OperatingSystem &system, CodeWriter &writer, std::vector<std::string> &left) {
   const Kernel *kernel = linux_guest::kernel_of(system);
   const auto area = kernel != nullptr ? find_area(*kernel) : std::nullopt;

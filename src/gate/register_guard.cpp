@@ -1,5 +1,6 @@
 #include "lararium/gate/register_guard.h"
 
+#include "lararium/gate/gate.h"
 #include "lararium/space/address_space.h"
 
 #include <algorithm>
@@ -99,6 +100,8 @@ void RegisterGuard::look_at_tables(std::span<const VcpuRegisters> vcpus, Clock::
       continue;
     const auto root = x86_64::PageTableRoot::from_registers(vcpu.cr3, vcpu.five_level_paging());
     if (known->hold(root))
+      continue;
+    if (is_code_of_gate(kernel_, vcpu.rip))
       continue;
     const bool maps_kernel = maps_the_kernel(root);
     // Of a VM in this VM.

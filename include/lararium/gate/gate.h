@@ -90,6 +90,8 @@ struct LeftGate {
   std::size_t sites = 0;
 };
 [[nodiscard]] std::optional<LeftGate> find_left_gate(const linux_guest::Kernel &kernel);
+// Whether a CPU that is at that address runs a gate's code: with SIM it may then have SIM's page tables.
+[[nodiscard]] bool is_code_of_gate(const linux_guest::Kernel &kernel, Gva address);
 // Takes that out.
 [[nodiscard]] Result<void> remove_left_gate(OperatingSystem &system, CodeWriter &writer,
                                             std::vector<std::string> &left);
