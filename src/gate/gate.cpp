@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <fmt/format.h>
 #include <map>
@@ -30,8 +31,8 @@ constexpr std::size_t banner_bytes = 64;
 constexpr auto landing_limit = 20ms; // for a write that was let go to be done
 constexpr std::chrono::milliseconds registers_limit = 2s, registers_pause = 2s, kernel_pause = 100ms;
 constexpr int removal_tries = 50, storm_factor = 4;
-constexpr std::uint64_t most_ring = 64 << 10, least_ring = 8 << 10; // a CPU's, where nobody asks for a size
-constexpr auto sim_patience = 2s;                                   // without a sign of life of ours
+constexpr std::uint64_t most_ring = 64 << 10, least_ring = 8 << 10, largest_ring = 1 << 20; // a CPU's
+constexpr auto sim_patience = 2s; // without a sign of life of ours
 constexpr std::chrono::milliseconds beat_pause = 250ms, ring_pause = 5ms;
 constexpr std::uint64_t top_entries = 512, free_top_entry = 256; // "guard hole, also reserved for hypervisor"
 
@@ -207,7 +208,7 @@ public:
   State(OperatingSystem &system, const Kernel &kernel, PhysicalMemory &memory, WriteProtection &protection,
         CodeWriter &writer, GateOptions options, CallReader reader)
       : system_(system), kernel_(kernel), memory_(memory), protection_(protection), writer_(writer),
-        options_(std::move(options)), reader_(std::move(reader)) {}
+        options_(std::move(options)), reader_(reader) {}
 
   Result<bool> adopt();
   Result<void> find_sites();
@@ -282,6 +283,11 @@ private:
   }
   Result<void> number_stubs();
   Result<void> choose_ring();
+  void shape_of_sim(Gpa first);
+  [[nodiscard]] std::uint32_t space_tables() const;
+  Result<void> renew_sim();
+  Result<void> write_sim(CodeSession &session) const;
+  [[nodiscard]] Found here() const;
   Result<void> make_pages(std::uint32_t generation);
   Result<void> make_space();
   [[nodiscard]] std::vector<std::uint64_t> kernel_top() const;
@@ -445,8 +451,7 @@ std::optional<std::vector<CallSite>> Gate::State::calls_of(const Found &area) co
 // False: there is nothing that is just what would be put in.
 Result<bool> Gate::State::adopt() {
   const auto area = find_area(kernel_);
-  // The keys of another monitor's rings are spent: SIM is taken out and put in anew.
-  if (!area || area->sites.empty() || options_.sim || area->pages != area->frames.size())
+  if (!area || area->sites.empty())
     return false;
   TRY_ASSIGN(functions_, watched_functions(kernel_, options_.hooks));
   auto calls = calls_of(*area);
@@ -455,8 +460,12 @@ Result<bool> Gate::State::adopt() {
     addresses.push_back(function.address);
   const auto others = find_call_sites(kernel_, addresses);
   shape_ = {.cpus = kernel_.cpu_count(), .bells = most_bells};
-  const bool all_calls = calls && others && others->sites.empty() && shape_.pages() == area->frames.size() &&
-                         area->frames.back() - area->frames.front() == shape_.size() - page_size;
+  if (options_.sim)
+    shape_of_sim(area->frames.front());
+  const std::uint64_t mapped = shape_.is_everywhere(shape_.size()) ? shape_.size() : shape_.sim_data();
+  const bool all_calls = calls && others && others->sites.empty() && shape_.pages() == area->pages &&
+                         area->frames.size() == mapped / page_size &&
+                         area->frames.back() - area->frames.front() == mapped - page_size;
   bool same = false;
   if (all_calls) {
     calls_ = std::move(*calls);
@@ -472,13 +481,18 @@ Result<bool> Gate::State::adopt() {
                     now.begin() + static_cast<std::ptrdiff_t>(offset));
       };
       take(GATE_BOARD + BOARD_ON, BOARD_CPU_COUNT - BOARD_ON);
-      take(GATE_BOARD + BOARD_SPIN, BOARD_SIZE - BOARD_SPIN);
+      take(GATE_BOARD + BOARD_SPIN, BOARD_SIM_DATA - BOARD_SPIN);
+      take(GATE_BOARD + BOARD_OFF, BOARD_SIZE - BOARD_OFF);
       for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu) {
         const std::uint64_t answer = *load<std::uint64_t>(now, shape_.cpu_entry(cpu) + CPU_ANSWER);
         std::memcpy(expected_.data() + shape_.cpu_entry(cpu) + CPU_ANSWER, &answer, sizeof answer);
         cpus_[cpu].answered = answer >> 8;
+        take(shape_.cpu_entry(cpu) + CPU_TAIL, sizeof answer);
       }
       same = std::ranges::equal(now, Bytes(expected_).first(now.size()));
+      std::vector<std::byte> code(shape_.sim_data() - shape_.sim_code());
+      same = same && memory_.read(frame_of(shape_.sim_code()), code) &&
+             std::ranges::equal(code, Bytes(expected_).subspan(shape_.sim_code(), code.size()));
     }
   }
   if (!same) {
@@ -487,6 +501,7 @@ Result<bool> Gate::State::adopt() {
     stub_places_.clear();
     patched_.clear();
     sites.clear();
+    rings_.clear();
     return false;
   }
   const auto banner = kernel_.symbol("linux_banner");
@@ -498,6 +513,72 @@ Result<bool> Gate::State::adopt() {
   offsets_.emplace(place_.table, shape_.size());
   in_guest_ = adopted = true;
   return true;
+}
+
+// As large as what is there, where that is what is asked for.
+void Gate::State::shape_of_sim(Gpa first) {
+  shape_.sim = {.cpus = shape_.cpus, .ring_size = least_ring};
+  sim::Config config{};
+  std::uint64_t space = 0;
+  const bool is_there = memory_.read(first + shape_.sim_data(), writable_bytes_of(config)) &&
+                        memory_.read(first + GATE_BOARD + BOARD_SIM_SPACE, writable_bytes_of(space));
+  const std::uint64_t wanted = options_.sim->ring_bytes == 0 ? config.ring_size : options_.sim->ring_bytes;
+  if (!is_there || config.ring_size != wanted || !std::has_single_bit(wanted) || wanted < least_ring ||
+      wanted > largest_ring || (space != 0) != options_.sim->address_space)
+    shape_.sim.ring_size = 0; // fits nothing
+  else
+    shape_.sim.ring_size = wanted;
+  shape_.space_tables = space_tables();
+}
+
+std::uint32_t Gate::State::space_tables() const {
+  return options_.sim && options_.sim->address_space ? static_cast<std::uint32_t>(kernel_.location().root.levels) + 1
+                                                     : 0;
+}
+
+// The keys of another monitor's rings are spent: rules, keys and rings begin anew, while no vCPU is in the middle of
+// them.
+Result<void> Gate::State::renew_sim() {
+  const Found area = here();
+  for (int i = 0; i < removal_tries; ++i) {
+    TRY_ASSIGN(const auto session, writer_.begin());
+    TRY_ASSIGN(const auto pointers, session->instruction_pointers());
+    if (std::ranges::any_of(pointers, [&](Gva pointer) { return area.holds(pointer); })) {
+      TRY(session->end());
+      std::this_thread::sleep_for(1ms);
+      continue;
+    }
+    TRY(write_sim(*session));
+    const std::uint64_t nothing = 0;
+    for (std::uint32_t cpu = 0; cpu < shape_.cpus; ++cpu)
+      TRY(session->write(frame_of(shape_.cpu_entry(cpu) + CPU_TAIL), std::as_bytes(std::span(&nothing, 1))));
+    limitations.emplace_back("what stood unread in the rings of the monitor before is lost");
+    return session->end();
+  }
+  return fail(ErrorCode::unsupported, "a vCPU does not leave the hooks' pages: they cannot be taken over");
+}
+
+Result<void> Gate::State::write_sim(CodeSession &session) const {
+  const std::uint64_t first_ring =
+      shape_.sim.ring_size == 0 ? shape_.sim_data() : shape_.sim_data() + shape_.sim.ring(0);
+  for (const auto &[from, to] : {std::pair{shape_.sim_data(), first_ring}, std::pair{shape_.space(), shape_.size()}})
+    for (std::uint64_t offset = from; offset < to; offset += page_size)
+      TRY(session.write(frame_of(offset), Bytes(expected_).subspan(offset, page_size)));
+  return {};
+}
+
+Found Gate::State::here() const {
+  Found area{.window = place_.window,
+             .entry = place_.entry,
+             .table = place_.table,
+             .frames = {},
+             .sites = patched_,
+             .generation = settings_.generation,
+             .pages = static_cast<std::uint32_t>(shape_.pages())};
+  for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
+    if (shape_.is_everywhere(offset))
+      area.frames.push_back(frame_of(offset));
+  return area;
 }
 
 Remains Gate::State::remains() const { return {place_.first, expected_, place_.table, table_}; }
@@ -524,7 +605,7 @@ Result<void> Gate::State::find_place() {
 // Reserved memory is little: what was asked for, or the most that there is room for.
 Result<void> Gate::State::choose_ring() {
   const SimOptions &sim = *options_.sim;
-  shape_.space_tables = sim.address_space ? static_cast<std::uint32_t>(kernel_.location().root.levels) + 1 : 0;
+  shape_.space_tables = space_tables();
   const std::uint64_t wanted = sim.ring_bytes == 0 ? most_ring : sim.ring_bytes;
   shape_.sim = {.cpus = shape_.cpus, .ring_size = wanted};
   while (true) {
@@ -677,12 +758,11 @@ Result<void> Gate::State::put_in() {
   const std::uint64_t directory = area_directory_entry(place_.table);
   TRY(session->write(place_.entry, std::as_bytes(std::span(&directory, 1))));
   TRY(session->write(place_.table, table_));
-  const std::uint64_t first_ring =
-      shape_.sim.ring_size == 0 ? shape_.sim_data() : shape_.sim_data() + shape_.sim.ring(0);
-  for (const auto &[from, to] : {std::pair{std::uint64_t{0}, shape_.slots()}, std::pair{shape_.sim_code(), first_ring},
-                                 std::pair{shape_.space(), shape_.size()}})
+  for (const auto &[from, to] :
+       {std::pair{std::uint64_t{0}, shape_.slots()}, std::pair{shape_.sim_code(), shape_.sim_data()}})
     for (std::uint64_t offset = from; offset < to; offset += page_size)
       TRY(write(offset));
+  TRY(write_sim(*session));
   for (const PatchedSite &site : patched_)
     TRY(session->write(site.physical + 1, std::as_bytes(std::span(&site.patched, 1))));
   TRY(session->end());
@@ -691,6 +771,8 @@ Result<void> Gate::State::put_in() {
 }
 
 Result<void> Gate::State::hold() {
+  if (adopted && options_.sim)
+    TRY(renew_sim());
   for (const auto &[frame, offset] : offsets_)
     if (offset >= shape_.size() || (!shape_.is_slot(offset) && !shape_.is_ring(offset)))
       TRY(protection_.protect(frame, page_size));
@@ -705,8 +787,9 @@ Result<void> Gate::State::hold() {
       cpus_[cpu].answered = slot.number;
     }
     const auto board = Bytes(expected_).subspan(GATE_BOARD, BOARD_SIZE);
-    for (const auto &[offset, size] : {std::pair{BOARD_DEFAULT, 1}, std::pair{BOARD_AWAKE, 4},
-                                       std::pair{BOARD_SPIN, 16}, std::pair{BOARD_GENERATION, 4}}) {
+    for (const auto &[offset, size] :
+         {std::pair{BOARD_DEFAULT, 1}, std::pair{BOARD_AWAKE, 4}, std::pair{BOARD_SPIN, 16},
+          std::pair{BOARD_HEARTBEAT, 8}, std::pair{BOARD_OFF, 8}, std::pair{BOARD_GENERATION, 4}}) {
       const std::vector<std::byte> value(board.begin() + offset, board.begin() + offset + size);
       TRY(write_board(static_cast<std::uint64_t>(offset), value));
     }
@@ -1460,20 +1543,10 @@ Result<void> Gate::State::remove(std::vector<std::string> &left) {
   if (repair_)
     repair_->done.wait();
   repair_.reset();
-  Found area{.window = place_.window,
-             .entry = place_.entry,
-             .table = place_.table,
-             .frames = {},
-             .sites = patched_,
-             .generation = settings_.generation,
-             .pages = static_cast<std::uint32_t>(shape_.pages())};
-  for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
-    if (shape_.is_everywhere(offset))
-      area.frames.push_back(frame_of(offset));
   memory_.refresh();
   for (std::uint32_t cpu = 0; cpu < rings_.size(); ++cpu)
     drain(cpu, tamperings);
-  TRY(take_out(system_, kernel_, writer_, area, options_.patience + 5ms, left));
+  TRY(take_out(system_, kernel_, writer_, here(), options_.patience + 5ms, left));
   in_guest_ = false;
   return {};
 }
