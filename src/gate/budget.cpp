@@ -43,7 +43,7 @@ Result<Budget> parse_budget(std::string_view text) {
       return fail(ErrorCode::usage, fmt::format("--budget is guest=SHARE, host=PROCESSORS or both, such as "
                                                 "guest=2%,host=0.2; this is neither: {}",
                                                 part));
-    (name == "guest" ? budget.guest : budget.host) = *share;
+    (name == "guest" ? budget.guest : budget.host) = share;
   }
   if (!budget.guest && !budget.host)
     return fail(ErrorCode::usage, "--budget is empty: guest=2%,host=0.2");

@@ -362,6 +362,7 @@ private:
 Result<void> Gate::State::find_sites() {
   TRY_ASSIGN(functions_, watched_functions(kernel_, options_.hooks));
   std::vector<Gva> addresses;
+  addresses.reserve(functions_.size());
   for (const WatchedFunction &function : functions_)
     addresses.push_back(function.address);
   TRY_ASSIGN(auto found, find_call_sites(kernel_, addresses));
@@ -456,6 +457,7 @@ Result<bool> Gate::State::adopt() {
   TRY_ASSIGN(functions_, watched_functions(kernel_, options_.hooks));
   auto calls = calls_of(*area);
   std::vector<Gva> addresses;
+  addresses.reserve(functions_.size());
   for (const WatchedFunction &function : functions_)
     addresses.push_back(function.address);
   const auto others = find_call_sites(kernel_, addresses);
@@ -637,6 +639,7 @@ Result<void> Gate::State::make_space() {
   using namespace x86_64;
   constexpr std::uint64_t flags = 0x063; // present, writable, accessed, dirty
   std::vector<Gpa> pages;
+  pages.reserve(shape_.space_tables);
   for (std::uint32_t i = 0; i < shape_.space_tables; ++i)
     pages.push_back(frame_of(shape_.space() + i * page_size));
   const bool first_is_odd = (pages[0].value & page_size) != 0;
@@ -701,6 +704,7 @@ Result<void> Gate::State::make_pages(std::uint32_t generation) {
   if (!options_.sim)
     return {};
   std::vector<sim::Plan> plans;
+  plans.reserve(functions_.size());
   for (const WatchedFunction &function : functions_) {
     auto plan = sim::plan_of(kernel_, {function.name, {}, function.watchers.front().keeps});
     if (!plan)
@@ -1157,6 +1161,7 @@ SeenCall Gate::State::seen_call(std::uint32_t cpu, const sim::Record &record) {
 
 std::vector<SimHookCost> Gate::State::hook_costs() const {
   std::vector<SimHookCost> costs;
+  costs.reserve(options_.hooks.size());
   for (std::size_t i = 0; i < options_.hooks.size(); ++i) {
     const HookEntry *hook = options_.hooks[i];
     SimHookCost cost{.hook = hook};
@@ -1558,14 +1563,13 @@ Gate::~Gate() { state_->let_go(); }
 
 Result<std::unique_ptr<Gate>> Gate::install(OperatingSystem &system, PhysicalMemory &memory,
                                             WriteProtection &protection, CodeWriter &writer, GateOptions options,
-                                            std::shared_ptr<const Remains> before) {
+                                            const std::shared_ptr<const Remains> &before) {
   const Kernel *kernel = linux_guest::kernel_of(system);
   if (kernel == nullptr)
     return fail(ErrorCode::unsupported, "only Linux guests can be hooked so far");
   system.refresh();
   TRY_ASSIGN(auto reader, CallReader::create(*kernel));
-  auto state =
-      std::make_unique<State>(system, *kernel, memory, protection, writer, std::move(options), std::move(reader));
+  auto state = std::make_unique<State>(system, *kernel, memory, protection, writer, std::move(options), reader);
   if (before)
     state->before = *before;
   TRY_ASSIGN(const bool adopted, state->adopt());

@@ -57,7 +57,7 @@ public:
   [[nodiscard]] static Result<std::unique_ptr<Gate>> install(OperatingSystem &system, PhysicalMemory &memory,
                                                              WriteProtection &protection, CodeWriter &writer,
                                                              GateOptions options,
-                                                             std::shared_ptr<const Remains> before = nullptr);
+                                                             const std::shared_ptr<const Remains> &before = nullptr);
   ~Gate() override; // without remove(): leaves the hooks in the guest, where they do nothing
 
   [[nodiscard]] Result<void> wait(std::chrono::microseconds timeout, std::vector<GateEvent> &events,

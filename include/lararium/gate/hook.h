@@ -94,7 +94,7 @@ public:
 
 private:
   CallReader(const linux_guest::Kernel &kernel, linux_guest::PathResolver paths)
-      : kernel_(&kernel), paths_(std::move(paths)) {}
+      : kernel_(&kernel), paths_(paths) {}
   [[nodiscard]] const Kept *kept(KeepKind kind, Gva key) const;
 
   const linux_guest::Kernel *kernel_;

@@ -51,7 +51,7 @@ void RingReader::read(Bytes ring, std::uint64_t head, std::vector<Record> &out, 
   if (head == tail_ || ring.size() != ring_size_)
     return;
   if (head < tail_ || head - tail_ > ring_size_) {
-    wrong.push_back(head < tail_ ? "was turned back: records were removed" : "was turned ahead of what it holds");
+    wrong.emplace_back(head < tail_ ? "was turned back: records were removed" : "was turned ahead of what it holds");
     tail_ = head;
     ++failed_in_a_row_;
     return;
@@ -62,7 +62,7 @@ void RingReader::read(Bytes ring, std::uint64_t head, std::vector<Record> &out, 
     const bool is_possible = top && top->size % 16 == 0 && top->size >= sizeof(RecordHead) + sizeof(Tag) &&
                              top->size <= record_limit && top->size <= head - begin;
     if (!is_possible) {
-      wrong.push_back("holds what is no record");
+      wrong.emplace_back("holds what is no record");
       ++failed_in_a_row_;
       tail_ = head;
       return;
@@ -71,13 +71,13 @@ void RingReader::read(Bytes ring, std::uint64_t head, std::vector<Record> &out, 
     std::uint64_t missing = 0;
     if (is_genuine(bytes, *top, missing)) {
       if (missing != 0)
-        wrong.push_back(fmt::format("lacks {} of its records: {} removed or changed", missing,
+        wrong.emplace_back(fmt::format("lacks {} of its records: {} removed or changed", missing,
                                     missing == 1 ? "it was" : "they were"));
       failed_in_a_row_ = 0;
       lost_ = top->lost;
       out.push_back({*top, bytes.subspan(sizeof(RecordHead), top->size - sizeof(RecordHead) - sizeof(Tag))});
     } else {
-      wrong.push_back("holds a record that its CPU did not write, or that was changed");
+      wrong.emplace_back("holds a record that its CPU did not write, or that was changed");
       ++failed_in_a_row_;
     }
     tail_ = begin + top->size;
