@@ -65,6 +65,10 @@ Result<void> GuardServer::take_up() {
     TRY_ASSIGN(auto gate, gate::Gate::install(*guest_.system, *target_.memory, *shared_, *target_.code_writer,
                                               setup_.gate, before_));
     adopted = gate->adopted();
+    if (setup_.gate.sim && setup_.depth != gate::Depth::full)
+      for (const gate::SimHookCost &hook : gate->hook_costs())
+        if (!hook.decides)
+          TRY(gate->set_depth(*hook.hook, setup_.depth));
     gate_ = std::move(gate);
     if (setup_.memory)
       if (auto done = shared_->guard(*guest_.system, *target_.memory, *setup_.memory); !done) {

@@ -25,6 +25,7 @@ struct GuardSetup {
   bool breakpoints = false;
   std::optional<gate::GuardOptions> memory{}; // how the kernel's memory is protected, too; nothing: it is not
   std::optional<gate::Budget> budget{};
+  gate::Depth depth = gate::Depth::full; // of SIM's hooks that rules do not decide about
   gate::SecurityTool *tool = nullptr;
   gate::RecordFilter *filter = nullptr;   // null: all is recorded
   policy::ToolProcess *process = nullptr; // null: no tool of its own

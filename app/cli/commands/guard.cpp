@@ -73,6 +73,10 @@ public:
         "sim: memory for records in the guest, for each CPU: a power of two from 8K on. Up to 64K, what there "
         "is room for, if left out",
         ring_);
+    syntax.option(
+        "--depth", "DEPTH",
+        "sim: tell of calls with what they are about (full), or only who makes which (brief). full if left out", depth_,
+        {"full", "brief"});
     syntax.option("--budget", "BUDGET",
                   "sim: what the hooks may cost, of the guest's processors and of the host's, such as "
                   "'guest=2%,host=0.2'; what is over it is told of with less, or not at all, and that is said",
@@ -152,6 +156,7 @@ public:
     GuardSetup setup{.guest = context.options.guest,
                      .gate = std::move(options),
                      .breakpoints = mode_ == "breakpoint",
+                     .depth = depth_ == "brief" ? gate::Depth::brief : gate::Depth::full,
                      .tool = &tool,
                      .filter = &tool,
                      .process = process.get()};
@@ -180,8 +185,8 @@ private:
   Result<std::optional<gate::SimOptions>> sim_options(const gate::GateOptions &options,
                                                       const std::vector<policy::Rule> &rules, int error) const {
     if (mode_ != "sim") {
-      if (!ask_.empty() || ring_ || address_space_ || budget_)
-        return fail(ErrorCode::usage, "--ask, --ring, --budget and --address-space belong to --mode sim");
+      if (!ask_.empty() || ring_ || address_space_ || budget_ || depth_ != "full")
+        return fail(ErrorCode::usage, "--ask, --ring, --depth, --budget and --address-space belong to --mode sim");
       return std::nullopt;
     }
     gate::SimOptions sim;
@@ -325,7 +330,7 @@ private:
 
   bool list_ = false;
   std::string mode_ = "lares", protect_, hooks_, error_ = "EPERM", default_ = "allow", tool_, tool_user_ = "nobody";
-  std::string ask_;
+  std::string ask_, depth_ = "full";
   bool address_space_ = false;
   std::vector<std::string> deny_, allow_, only_, skip_;
   std::optional<std::string> for_, ring_, budget_;
