@@ -5,9 +5,13 @@ forbid; what an intruder in the kernel does to it is seen; and whatever becomes 
 $LARARIUM_SPACE=1 runs all of it with an address space of its own. $LARARIUM_QEMU and $LARARIUM_BACKEND: see test_guard.py.
 """
 
+import json
 import os
 import random
 import signal
+import struct
+import subprocess
+import tempfile
 import time
 import unittest
 
@@ -147,6 +151,47 @@ class SimTest(test_guard.GuardTest):
             monitor.wait_for(lambda r: r["type"] == "exec" and r["fields"]["argv"] == "/bin/busybox true 299", "the last one")
         told = [r["fields"]["argv"] for r in monitor.of("exec") if r["fields"]["argv"].startswith("/bin/busybox true ")]
         self.assertEqual(told, [f"/bin/busybox true {i}" for i in range(300)])
+
+    def test_where_its_data_is_mapped(self):
+        """In every process' kernel half; with an address space of its own in none."""
+        with self.guard("--hooks", "exec"):
+            low = self._read("phys:0", 0xa0000)
+            board = low.find(b"LRARAGAT")
+            self.assertGreater(board, 0)
+            data, root = struct.unpack_from("<QQ", low, board + 0x40)  # BOARD_SIM_DATA, BOARD_SIM_SPACE
+            read = subprocess.run([harness.BINARY, "read", str(self.guest.pid), hex(data), "64"], capture_output=True,
+                                  env={**os.environ, "LARARIUM_CACHE": self.cache.name}, check=False)
+            self.assertEqual(bool(root), bool(SPACE))
+            self.assertEqual(read.returncode == 0 and len(read.stdout) == 64, not SPACE, read.stderr)
+
+    def test_a_budget_is_kept(self):
+        with self.guard("--hooks", "exec,open", "--budget", "guest=0.01%") as monitor:
+            self.guest.check("i=0; while [ $i -lt 20000 ]; do : </dev/null; i=$((i+1)); done", timeout=120)
+            monitor.wait_for(lambda r: r["type"] == "guard_notice" and "open is told of without its arguments" in r["sentence"],
+                             "notice of less")
+        monitor.end()
+        end = monitor.of("guard_ended")[0]["fields"]
+        self.assertGreater(end["calls"], end["seen"], "some were left out")
+
+    def test_a_watcher_misses_nothing(self):
+        with tempfile.TemporaryFile("w+") as out:
+            watcher = subprocess.Popen([harness.BINARY, "watch", str(self.guest.pid), "--events", "sim", "--json"],
+                                       stdout=out, stdin=subprocess.DEVNULL,
+                                       env={**os.environ, "LARARIUM_CACHE": self.cache.name})
+            try:
+                deadline = time.monotonic() + 30
+                while "guard_started" not in (out.seek(0), out.read())[1]:
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.05)
+                self.guest.check("i=0; while [ $i -lt 100 ]; do /bin/busybox true $i; i=$((i+1)); done", timeout=120)
+                time.sleep(0.5)
+            finally:
+                watcher.terminate()
+                watcher.wait(30)
+            out.seek(0)
+            records = [json.loads(line) for line in out]
+        told = [r["fields"]["argv"] for r in records if r["type"] == "exec" and r["fields"]["argv"].startswith("/bin/busybox true ")]
+        self.assertEqual(told, [f"/bin/busybox true {i}" for i in range(100)])
 
     def test_killed_monitors(self):
         self.guest.check("cp /bin/busybox /tmp/true; (while :; do /bin/busybox true; done) >/dev/null 2>&1 & echo $! >/tmp/storm")
