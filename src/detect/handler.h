@@ -83,7 +83,12 @@ private:
 class Budget {
 public:
   explicit Budget(std::size_t objects) : left_(objects) {}
-  [[nodiscard]] bool take() { return left_ != 0 && left_-- != 0; }
+  [[nodiscard]] bool take() {
+    if (left_ == 0)
+      return false;
+    --left_;
+    return true;
+  }
   [[nodiscard]] bool is_spent() const { return left_ == 0; }
 
 private:

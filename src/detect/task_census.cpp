@@ -25,12 +25,12 @@ constexpr std::uint32_t stack_end_magic = 0x57ac6e9d; // STACK_END_MAGIC
 constexpr std::uint64_t task_dead = 0x80, task_new = 0x800;
 
 struct Layout {
-  FieldLocation pid, tgid, flags, exit_state;
+  FieldLocation pid, tgid, mm, flags, exit_state;
   std::optional<FieldLocation> pid_link, pid_tasks, namespace_idr;
   std::optional<FieldLocation> queue_current, queue_tasks, queue_link;
   std::optional<FieldLocation> set_tasks, set_moving, set_dying, set_link, set_hash;
   std::optional<FieldLocation> slab_cache, cache_size, cache_pad, cache_order, cache_least_order;
-  std::optional<FieldLocation> state, stack, stack_count, thread_pid, numbers, number;
+  std::optional<FieldLocation> state, stack, thread_pid, numbers, number;
   std::uint64_t page_struct_size = 0;
 
   static Result<Layout> resolve(const Kernel &kernel) {
@@ -38,6 +38,7 @@ struct Layout {
     Layout f;
     f.pid = layout.require("task_struct", "pid");
     f.tgid = layout.require("task_struct", "tgid");
+    f.mm = layout.require("task_struct", "mm");
     f.flags = layout.require("task_struct", "flags");
     f.exit_state = layout.require("task_struct", "exit_state");
     f.pid_link = layout.optional("task_struct", "pid_links");
@@ -60,7 +61,6 @@ struct Layout {
     f.cache_least_order = layout.optional("kmem_cache", "min.x");
     f.state = layout.optional_any("task_struct", {"__state", "state"}); // 5.14, 2f064a59a11f
     f.stack = layout.optional("task_struct", "stack");
-    f.stack_count = layout.optional("task_struct", "stack_refcount");
     f.thread_pid = layout.optional("task_struct", "thread_pid");
     f.numbers = layout.optional("pid", "numbers");
     f.number = layout.optional("upid", "nr");
@@ -225,14 +225,13 @@ struct Gatherer {
     census.complete[task_memory] = true;
   }
 
-  // A free object still looks like the task that it was, or that it was to become.
+  // A free object still looks like the task that it was, but has no memory, or that it was to become, but in its state.
   void see_in_memory(Gva task, const std::set<std::int32_t> &known) {
     if (census.tasks.contains(task))
       return see(task, task_memory);
     const auto pid = static_cast<std::int32_t>(kernel.read_field(task, f.pid).value_or(0));
     if (pid <= 0 || known.contains(pid) || !is_alive(kernel, task) ||
-        (kernel.read_field(task, *f.state).value_or(task_dead) & (task_dead | task_new)) != 0 ||
-        (f.stack_count && kernel.read_field(task, *f.stack_count).value_or(0) == 0))
+        (kernel.read_field(task, *f.state).value_or(task_dead) & (task_dead | task_new)) != 0)
       return;
     const auto number = kernel.read_pointer(task, *f.thread_pid), stack = kernel.read_pointer(task, *f.stack);
     if (number && stack && kernel.is_kernel_address(*number) && kernel.is_kernel_address(*stack) &&
@@ -254,9 +253,13 @@ Result<TaskCensus> take_task_census(const Kernel &kernel) {
 bool is_alive(const Kernel &kernel, Gva task) {
   constexpr std::uint64_t pf_exiting = 4;
   const auto layout = kernel.layout<Layout>();
-  // Each record is left in turn when a task ends.
-  return layout && kernel.read_field(task, (*layout)->exit_state).value_or(1) == 0 &&
-         (kernel.read_field(task, (*layout)->flags).value_or(0) & pf_exiting) == 0;
+  if (!layout)
+    return false;
+  // Each record is left in turn when a task ends, after its memory.
+  const Layout &f = **layout;
+  return kernel.read_field(task, f.mm).value_or(0) != 0 ||
+         (kernel.read_field(task, f.exit_state).value_or(1) == 0 &&
+          (kernel.read_field(task, f.flags).value_or(0) & pf_exiting) == 0);
 }
 
 } // namespace lararium::detect

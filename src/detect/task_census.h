@@ -35,7 +35,8 @@ struct TaskCensus {
 
 [[nodiscard]] Result<TaskCensus> take_task_census(const linux_guest::Kernel &kernel);
 
-// Whether a task neither ended nor is about to.
+// Whether a task neither ended nor is about to. One that has memory of its own has not ended yet, whatever its flags
+// say.
 [[nodiscard]] bool is_alive(const linux_guest::Kernel &kernel, Gva task);
 
 } // namespace lararium::detect

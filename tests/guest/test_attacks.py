@@ -196,6 +196,7 @@ ATTACKS = [
     process("process_hidden", "processes", r"workload.*not in the list of tasks"),
     process("process_without_control_groups", "processes", r"workload.*not in the control groups"),
     process("process_in_no_record", "processes", r"workload.*is in the memory of tasks and not in"),
+    process("process_feigns_death", "processes", r"workload.*is in the memory of tasks and not in"),
     process("thread_unlisted", "processes", r"not in the list of tasks", "workload threads 3"),
     # functions that the kernel calls
     *both("ftrace", "tracing", r"ftrace"),

@@ -241,6 +241,28 @@ static void all_off(void)
 	end(change_all);
 }
 
+// Hidden, and to all appearance one that ended, which is lawfully in no list.
+static int change_and_die(bool insert)
+{
+	int result;
+	if (insert)
+		victim->exit_state = 0;
+	result = change_all(insert);
+	if (!insert && !result)
+		victim->exit_state = EXIT_DEAD;
+	return result;
+}
+
+static int dead_on(const char *argument)
+{
+	return begin(argument, change_and_die);
+}
+
+static void dead_off(void)
+{
+	end(change_and_die);
+}
+
 struct attack attack_processes[] = {
 	{"process_unlisted", list_on, list_off},
 	{"process_not_in_pids", table_on, table_off},
@@ -248,6 +270,7 @@ struct attack attack_processes[] = {
 	{"process_hidden", both_on, both_off},
 	{"process_without_control_groups", groups_on, groups_off},
 	{"process_in_no_record", all_on, all_off},
+	{"process_feigns_death", dead_on, dead_off},
 	{"thread_unlisted", thread_on, thread_off},
 	{},
 };
