@@ -28,8 +28,10 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t faults_at_once = 32;
 constexpr std::uint32_t cpu_limit = 256, most_bells = 2;
 constexpr std::size_t banner_bytes = 64;
-constexpr auto landing_limit = 20ms; // for a write that was let go to be done
+// For a write that was let go to be done: on a busy host its thread may wait for a processor.
+constexpr std::chrono::milliseconds landing_limit = 2ms, longest_landing_limit = 64ms;
 constexpr std::chrono::milliseconds registers_limit = 2s, registers_pause = 2s, kernel_pause = 100ms;
+constexpr auto ringing_limit = 20ms; // for whoever rings with no event
 constexpr int removal_tries = 50, storm_factor = 4;
 constexpr std::uint64_t most_ring = 64 << 10, least_ring = 8 << 10, largest_ring = 1 << 20; // a CPU's
 constexpr auto sim_patience = 2s; // without a sign of life of ours
@@ -354,6 +356,7 @@ private:
   std::uint64_t beat_ = 1;
   Clock::time_point next_beat_, next_drain_;
   Clock::time_point next_poll_, next_look_, next_registers_, awake_until_;
+  std::chrono::milliseconds landing_ = landing_limit;
   bool awake_ = false, lost_ = false, in_guest_ = false;
 };
 
@@ -854,7 +857,7 @@ void Gate::State::let_ring(std::uint32_t cpu, std::uint64_t number) {
   const Gpa frame = frame_of(shape_.bell_of(cpu, number));
   static_cast<void>(protection_.release(frame, page_size));
   std::erase_if(spurious_, [&](const auto &each) { return each.first == frame; });
-  spurious_.emplace_back(frame, Clock::now() + 1ms);
+  spurious_.emplace_back(frame, Clock::now() + ringing_limit);
 }
 
 void Gate::State::take_event(std::uint32_t cpu, bool rang, std::optional<std::uint32_t> vcpu,
@@ -1219,8 +1222,14 @@ void Gate::State::take_fault(const WriteFault &fault, std::vector<GateEvent> &ev
     take_write(offset, fault);
     return;
   }
-  take_event(static_cast<std::uint32_t>((offset - shape_.first_bell()) / page_size / shape_.bells), true, fault.vcpu,
-             events, tamperings);
+  const std::uint64_t number = (offset - shape_.first_bell()) / page_size, bell = number % shape_.bells;
+  const auto cpu = static_cast<std::uint32_t>(number / shape_.bells);
+  take_event(cpu, true, fault.vcpu, events, tamperings);
+  // Whoever rings a bell that is not the event's waits for nobody's answer.
+  const auto is_bell_of = [&](std::uint64_t event) { return event % shape_.bells == bell; };
+  const Cpu &state = cpus_[cpu];
+  if (!(state.pending != 0 && is_bell_of(state.pending)) && !(state.open_bell && is_bell_of(*state.open_bell)))
+    let_ring(cpu, bell);
 }
 
 std::string Gate::State::place_name(std::uint64_t offset) const {
@@ -1478,12 +1487,14 @@ Gate::State::Outcome Gate::State::put_back(Changed &changed) {
   if (!memory_.read(changed.place, now))
     return Outcome::done;
   if (std::ranges::equal(now, expected)) {
-    if (Clock::now() - changed.seen < landing_limit)
+    if (Clock::now() - changed.seen < landing_)
       return Outcome::later;
     // What was written is what stood there, or the write has not been done: then it meets a held page again.
     static_cast<void>(protection_.protect(changed.place, page_size));
+    landing_ = std::min(landing_ * 2, longest_landing_limit);
     return Outcome::unchanged;
   }
+  landing_ = landing_limit;
   const bool by_code_writer = changed.is_code && !protection_.may_hold_code();
   if (by_code_writer && repair_)
     return Outcome::later;

@@ -260,6 +260,9 @@ void MemoryGuard::close(Gpa base, Unit &unit, Clock::time_point now, std::vector
   }
   if (after == unit.before) {
     ++counts_.unchanged;
+    if (options_.revert && !tampered_.empty())
+      for (const GuardedPage &page : unit.pages)
+        find_tampered_again(unit, page, Bytes(after).subspan(page.frame - base, page_size));
     // Re-armed before the store, or a store of what stood there: the next time it is given longer.
     unit.patience = std::min(unit.patience * 2, options_.timing.longest);
     return;
@@ -394,6 +397,36 @@ bool MemoryGuard::puts_back(Gva address, Bytes after) {
   for (std::size_t i = 0; i < after.size(); ++i)
     tampered_.erase(address + i);
   return true;
+}
+
+// What was tampered with and was about to be put back, until somebody wrote there again, and then what it was before.
+void MemoryGuard::find_tampered_again(const Unit &unit, const GuardedPage &page, Bytes now_there) {
+  auto at = tampered_.lower_bound(page.address);
+  while (at != tampered_.end() && at->first < page.address + page_size) {
+    const Gva begin = at->first;
+    std::vector<std::byte> before, after;
+    for (; at != tampered_.end() && at->first == begin + before.size() && at->first < page.address + page_size; ++at) {
+      before.push_back(at->second);
+      after.push_back(now_there[at->first - page.address]);
+    }
+    const bool is_waiting = std::ranges::any_of(unverified_, [&](const Unlawful &write) {
+      return write.address < begin + before.size() && begin < write.address + write.after.size();
+    });
+    if (before == after || is_waiting || unverified_.size() >= unverified_limit)
+      continue;
+    ++counts_.unlawful;
+    unverified_.push_back({page,
+                           begin,
+                           std::move(before),
+                           std::move(after),
+                           "it was tampered with before",
+                           unit.writer,
+                           true,
+                           unit.task,
+                           unit.host_time_ns,
+                           {},
+                           Clock::now()});
+  }
 }
 
 // What is not lawful is told, and put back, once it is known that the kernel that is guarded is the one that runs:
@@ -607,11 +640,17 @@ void MemoryGuard::look_at_compared(std::vector<Record> &out) {
     forget_pages([&](const GuardedPage &page) { return std::ranges::find(gone, page.frame) != gone.end(); });
 }
 
-// What a compared page is compared with from now on.
+// What a page that is compared, or open just now, is compared with from now on.
 void MemoryGuard::expect_again(const Unlawful &write) {
   const std::uint64_t size = protection_.unit_at(write.page.frame);
   const auto unit = units_.find(Gpa{write.page.frame.value / size * size});
-  if (unit == units_.end() || !unit->second.compared)
+  if (unit == units_.end())
+    return;
+  if (unit->second.open)
+    std::ranges::copy(write.before,
+                      unit->second.before.begin() + static_cast<std::ptrdiff_t>(write.page.frame - unit->first +
+                                                                                (write.address - write.page.address)));
+  if (!unit->second.compared)
     return;
   const auto &pages = unit->second.pages;
   for (std::size_t i = 0; i < pages.size(); ++i)

@@ -147,6 +147,40 @@ class Migration(Lifecycle):
             self.assert_quiet(target)
 
 
+class Hotplug(Lifecycle):
+    OPTIONS = {"backend": "memfd", "cpus": 1, "control": True, "extra": ["-smp", "1,maxcpus=2"]}
+
+    def set_online(self, online):
+        # Kernels differ in whether it goes online by itself.
+        self.guest.check("i=0; until [ -e /sys/devices/system/cpu/cpu1/online ]; do [ $i -lt 100 ] || exit 1; usleep 100000; "
+                         f"i=$((i+1)); done; echo {online} >/sys/devices/system/cpu/cpu1/online; "
+                         f"[ $(cat /sys/devices/system/cpu/cpu1/online) = {online} ]")
+
+    def assert_denied_on(self, monitor, cpus):
+        for cpu in cpus:
+            known = len(monitor.records)
+            self.assertEqual(self.guest.run(f"taskset {1 << cpu:x} /tmp/true").code, 126, f"CPU {cpu}")
+            monitor.wait_for(lambda r: r not in monitor.records[:known] and  # noqa: B023
+                             r["fields"].get("verdict") == "denied" and r["fields"]["cpu"] == cpu, "denial")  # noqa: B023
+
+    def test_a_cpu_that_comes_and_goes(self):
+        self.guest.check("cp /bin/busybox /tmp/true")
+        with guard(self.guest, self.cache.name, *DENY) as monitor:
+            self.assert_denied_on(monitor, [0])
+            (place,) = [each for each in self.guest.qmp("query-hotpluggable-cpus") if "qom-path" not in each]
+            self.guest.qmp("device_add", driver=place["type"], id="second", **place["props"])
+            self.set_online(1)
+            self.assert_denied_on(monitor, [0, 1])
+            self.set_online(0)
+            self.assert_denied_on(monitor, [0])
+            self.set_online(1)
+            self.assert_denied_on(monitor, [0, 1])
+            self.assertEqual([r["sentence"] for r in monitor.of("gate_tampered")], [])
+        self.assertEqual(monitor.end(), (0, ""))
+        self.assert_allowed()
+        self.assert_quiet()
+
+
 class Kills(Lifecycle):
     def storm(self):
         self.guest.check("(while :; do /bin/busybox true; cat /proc/self/stat >/tmp/x; done) >/dev/null 2>&1 & "

@@ -124,6 +124,7 @@ private:
   void verify(std::vector<Record> &out);
   [[nodiscard]] bool kernel_is_there();
   [[nodiscard]] bool puts_back(Gva address, Bytes after);
+  void find_tampered_again(const Unit &unit, const GuardedPage &page, Bytes now_there);
   [[nodiscard]] Record record_of(const Unlawful &write, std::string_view action, const VcpuRegisters *registers);
   void look_at_the_rest(Clock::time_point now, std::vector<Record> &out);
   void look_at_modules();

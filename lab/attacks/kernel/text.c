@@ -2,6 +2,8 @@
 // An attack simulator for test guests (attack.h): code and read-only data of the kernel and of another module.
 #include "attack.h"
 
+#include <linux/kthread.h>
+#include <linux/sched.h>
 #include <linux/string.h>
 
 static struct patch inline_patch, call_patch, padding_patch, rodata_patch, module_patch, module_padding_patch;
@@ -85,6 +87,31 @@ static void rodata_off(void)
 	patch_revert(&rodata_patch);
 }
 
+// The same, again and again until it is switched off.
+static struct task_struct *storm;
+static int rodata_storm_main(void *text)
+{
+	while (!kthread_should_stop()) {
+		if (!patch_apply(&rodata_patch, text, "V", 1))
+			patch_revert(&rodata_patch);
+		cond_resched();
+	}
+	return 0;
+}
+static int rodata_storm_on(const char *argument)
+{
+	char *text = attack_symbol("linux_proc_banner"), *at = text ? strstr(text, "version") : NULL;
+	if (!at)
+		return -EOPNOTSUPP;
+	storm = kthread_run(rodata_storm_main, at, "rodata_storm");
+	return PTR_ERR_OR_ZERO(storm);
+}
+
+static void rodata_storm_off(void)
+{
+	kthread_stop(storm);
+}
+
 // The module dummy has to be loaded.
 static int module_on(const char *argument)
 {
@@ -111,6 +138,7 @@ struct attack attack_text[] = {
 	{"text_call", call_on, call_off},
 	{"text_byte", padding_on, padding_off},
 	{"rodata_byte", rodata_on, rodata_off},
+	{"rodata_storm", rodata_storm_on, rodata_storm_off},
 	{"module_text_jump", module_on, module_off},
 	{"module_text_byte", module_padding_on, module_padding_off},
 	{},
