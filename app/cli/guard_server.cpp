@@ -137,6 +137,7 @@ void GuardServer::serve() {
         notice(std::move(news));
     if (stepped) {
       keep_budget();
+      take_new_memory();
       continue;
     }
     add_counts();
@@ -191,6 +192,20 @@ void GuardServer::keep_budget() {
     return;
   if (gate->set_depth(*costs[change->hook].hook, change->depth))
     notice(change->sentence);
+}
+
+// The VM is opened anew, with the memory that was plugged in. Until then calls by whom lies there cannot be judged.
+void GuardServer::take_new_memory() {
+  const auto *gate = dynamic_cast<gate::Gate *>(gate_.get());
+  if (gate == nullptr || !gate->memory_grew())
+    return;
+  auto fresh = host_.open(std::to_string(target_.identity.pid));
+  if (!fresh)
+    return;
+  notice("memory was plugged in: the hooks are put in anew");
+  take_out();
+  let_go();
+  target_ = std::move(*fresh);
 }
 
 void GuardServer::let_go() {

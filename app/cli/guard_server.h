@@ -54,6 +54,7 @@ private:
   void serve();
   void take_out();
   void keep_budget();
+  void take_new_memory();
   void let_go();
   void end();
   void add_counts();

@@ -235,7 +235,7 @@ public:
   [[nodiscard]] const CallReader &reader() const { return reader_; }
   [[nodiscard]] Remains remains() const;
   Remains before;
-  bool adopted = false;
+  bool adopted = false, memory_grew = false;
 
 private:
   struct StubPlace {
@@ -1266,6 +1266,10 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
 
 void Gate::State::look_at_kernel() {
   system_.refresh();
+  if (const auto highest = kernel_.symbol("max_pfn"); highest && !memory_.ranges().empty()) {
+    const RamRange &last = memory_.ranges().back();
+    memory_grew = kernel_.read<std::uint64_t>(*highest).value_or(0) > (last.base.value + last.size) / page_size;
+  }
   if (shape_.space_tables != 0) { // what the kernel maps anew
     const auto top = kernel_top();
     for (std::uint64_t i = free_top_entry + 1; i < top.size(); ++i) {
@@ -1622,6 +1626,7 @@ const std::vector<std::string> &Gate::limitations() const { return state_->limit
 const GateCounts &Gate::counts() const { return state_->counts; }
 std::chrono::nanoseconds Gate::stopped() const { return state_->stopped; }
 const CallReader &Gate::reader() const { return state_->reader(); }
+bool Gate::memory_grew() const { return state_->memory_grew; }
 bool Gate::adopted() const { return state_->adopted; }
 std::shared_ptr<const Remains> Gate::remains() const { return std::make_shared<Remains>(state_->remains()); }
 

@@ -181,6 +181,27 @@ class Hotplug(Lifecycle):
         self.assert_quiet()
 
 
+class HotplugMemory(Lifecycle):
+    OPTIONS = {"backend": "memfd", "memory": "512M", "max_memory": "2G"}
+
+    def test_who_lies_in_new_memory_is_seen_too(self):
+        with guard(self.guest, self.cache.name, *DENY) as monitor:
+            self.assert_denied()
+            self.guest.hotplug_memory("512M")
+            monitor.wait_for(lambda r: r["type"] == "guard_notice" and "plugged in" in r["sentence"], "notice")
+            monitor.wait_for(lambda r: is_started(r) and len(monitor.of("guard_started")) > 1, "the next start", 60)
+            # So many processes that some have their stacks in the new memory.
+            jobs = [self.guest.start("workload spawn 40") for _ in range(5)]
+            self.guest.check("i=0; while [ $i -lt 60 ]; do /tmp/true 2>/dev/null; [ $? = 126 ] || exit 1; i=$((i+1)); done",
+                             timeout=120)
+            self.assertEqual([r["sentence"] for r in monitor.of("gate_tampered")], [])
+            for job in jobs:
+                job.stop("KILL")
+        self.assertEqual(monitor.end(), (0, ""))
+        self.assert_allowed()
+        self.assert_quiet()
+
+
 class Kills(Lifecycle):
     def storm(self):
         self.guest.check("(while :; do /bin/busybox true; cat /proc/self/stat >/tmp/x; done) >/dev/null 2>&1 & "

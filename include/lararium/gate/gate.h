@@ -75,6 +75,8 @@ public:
   [[nodiscard]] std::vector<SimHookCost> hook_costs() const;
   [[nodiscard]] Result<void> set_depth(const HookEntry &hook, Depth depth);
   [[nodiscard]] std::uint64_t cycles_per_second() const;
+  // The guest has memory that `memory` does not know of: it was plugged in since.
+  [[nodiscard]] bool memory_grew() const;
   [[nodiscard]] bool adopted() const; // the hooks were there already
   [[nodiscard]] std::shared_ptr<const Remains> remains() const;
 
