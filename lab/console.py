@@ -13,6 +13,7 @@ import time
 from .errors import LabError
 
 LINE = 900        # busybox's shell reads at most 1023 bytes a line from a terminal without echo
+PIECE_SECONDS = 30  # after which what the guest should have got counts as lost
 CHUNK = 12 << 10  # sent before the guest must answer: less than the terminal's buffers hold
 _ids = itertools.count(1)
 
@@ -89,22 +90,29 @@ class Console:
         packed = base64.b64encode(gzip.compress(content, 6))
         for _ in range(3):  # a guest that is busy at the wrong moment loses what the line brings
             part = f"/run/lab/put.{next(_ids)}"
-            self._send_script(packed, part, deadline)
+            try:
+                self._send_script(packed, part, deadline, PIECE_SECONDS)
+            except TimeoutError:  # what was lost was the end of a piece, or the question whether it came
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                self._send(b"\n.\n")
+                self.synchronise(left)
             code, output = self.run(f"base64 -d <{part} | gunzip >{target} && md5sum <{target}; s=$?; rm {part}; exit $s",
                                     max(deadline - time.monotonic(), 1))
             if not code and output.split()[:1] == [hashlib.md5(content).hexdigest().encode()]:
                 return
         raise LabError(f"cannot write {path} in the guest: {output.decode(errors='replace').strip()}")
 
-    def _send_script(self, text: bytes, path: str, deadline: float):
-        """Writes TEXT (base64) to PATH, in pieces that the guest answers, as the line has no flow control."""
+    def _send_script(self, text: bytes, path: str, deadline: float, patience: float = float("inf")):
+        """Writes TEXT (base64) to PATH, in pieces that the guest answers within PATIENCE: the line has no flow control."""
         for start in range(0, max(len(text), 1), CHUNK):
             piece = text[start:start + CHUNK]
             lines = [piece[offset:offset + LINE] for offset in range(0, len(piece), LINE)]
             mark = f"{next(_ids)}.{time.monotonic_ns() & 0xffffff:x}"
             self._send(f"cat >>{path} <<'.'\n".encode() + b"\n".join([*lines, b"."]) +
                        f"\nprintf '\\001%s\\n' ok{mark}\n".encode())
-            self._read_until(rb"\x01ok" + re.escape(mark).encode() + rb"\n", deadline)
+            self._read_until(rb"\x01ok" + re.escape(mark).encode() + rb"\n", min(deadline, time.monotonic() + patience))
 
     def _send(self, content: bytes):
         try:
