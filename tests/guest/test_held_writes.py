@@ -123,6 +123,10 @@ class HeldWrites(unittest.TestCase):
                 self.assertGreater(guest.rounds(0), others, "another CPU waits, too")
                 monitor.go_on()
                 self.assertEqual(monitor.line(), "protected")
+                # The write is done; the guest counts it a few instructions later.
+                deadline = time.monotonic() + 10
+                while guest.rounds(1) == 0 and time.monotonic() < deadline:
+                    time.sleep(0.0005)
                 self.assertEqual((guest.rounds(1), guest.word(target(1))), (1, before + 1))
                 guest.write(bare_metal.TARGETS, b"own")  # not protected
             counts = monitor.end()
