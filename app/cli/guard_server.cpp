@@ -246,6 +246,7 @@ void GuardServer::add_counts() {
   sim_counts_.doorbells += sim.doorbells;
   sim_counts_.calls += sim.calls;
   sim_counts_.cycles += sim.cycles;
+  sim_counts_.cycles_per_second = sim.cycles_per_second;
   if (!shared_ || shared_->memory_guard() == nullptr)
     return;
   const gate::GuardCounts memory = shared_->memory_guard()->counts();

@@ -1193,6 +1193,7 @@ Result<void> Gate::State::set_depth(const HookEntry &hook, Depth depth) {
 
 SimCounts Gate::State::sim_counts() const {
   SimCounts all;
+  all.cycles_per_second = cycles_per_second();
   for (const Ring &ring : rings_) {
     all.records += ring.counts.records;
     all.lost += ring.counts.lost;

@@ -312,13 +312,17 @@ private:
         .with("records_left_out", left_out + memory.left_out);
     if (mode_ == "sim") {
       const gate::SimCounts &sim = server.sim_counts();
-      record.sentence += fmt::format("; {} told of by the guest's rings, {} lost for lack of room, {} cycles a call",
-                                     driver.seen, sim.lost, sim.calls == 0 ? 0 : sim.cycles / sim.calls);
+      const double calls = static_cast<double>(std::max<std::uint64_t>(sim.calls, 1)),
+                   per_second = static_cast<double>(std::max<std::uint64_t>(sim.cycles_per_second, 1));
+      record.sentence +=
+          fmt::format("; {} told of by the guest's rings, {} lost for lack of room, {:.1f} us of the guest a call",
+                      driver.seen, sim.lost, static_cast<double>(sim.cycles) / calls / per_second * 1e6);
       record.with("seen", driver.seen)
           .with("lost", sim.lost)
           .with("doorbells", sim.doorbells)
           .with("calls", sim.calls)
-          .with("cycles", sim.cycles);
+          .with("cycles", sim.cycles)
+          .with("cycles_per_second", sim.cycles_per_second);
     }
     if (memory.pages != 0)
       record.with("lawful_writes", memory.lawful)

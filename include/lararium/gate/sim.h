@@ -78,6 +78,7 @@ struct SimCounts {
   std::uint64_t doorbells = 0; // how often a ring that filled woke us
   std::uint64_t calls = 0;     // of hooked functions
   std::uint64_t cycles = 0;    // that the guest spent for them
+  std::uint64_t cycles_per_second = 0;
 };
 
 } // namespace lararium::gate
