@@ -93,8 +93,7 @@ public:
   [[nodiscard]] std::vector<std::string> user_strings(Gva mm, Gva begin, std::uint64_t count) const;
 
 private:
-  CallReader(const linux_guest::Kernel &kernel, linux_guest::PathResolver paths)
-      : kernel_(&kernel), paths_(paths) {}
+  CallReader(const linux_guest::Kernel &kernel, linux_guest::PathResolver paths) : kernel_(&kernel), paths_(paths) {}
   [[nodiscard]] const Kept *kept(KeepKind kind, Gva key) const;
 
   const linux_guest::Kernel *kernel_;

@@ -72,7 +72,7 @@ void RingReader::read(Bytes ring, std::uint64_t head, std::vector<Record> &out, 
     if (is_genuine(bytes, *top, missing)) {
       if (missing != 0)
         wrong.emplace_back(fmt::format("lacks {} of its records: {} removed or changed", missing,
-                                    missing == 1 ? "it was" : "they were"));
+                                       missing == 1 ? "it was" : "they were"));
       failed_in_a_row_ = 0;
       lost_ = top->lost;
       out.push_back({*top, bytes.subspan(sizeof(RecordHead), top->size - sizeof(RecordHead) - sizeof(Tag))});
