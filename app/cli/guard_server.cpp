@@ -13,7 +13,7 @@ namespace lararium::cli {
 using namespace std::chrono_literals;
 
 GuardServer::GuardServer(Host &host, Target &target, GuardSetup setup, Outbox &outbox)
-    : host_(host), target_(target), setup_(std::move(setup)), outbox_(outbox) {
+    : ServedVm(target, outbox), host_(host), setup_(std::move(setup)) {
   setup_.guest.running_only = true;
   if (!target_.vcpus)
     return;
@@ -37,15 +37,7 @@ Result<void> GuardServer::start() {
   if (!setup_.breakpoints && !target_.code_writer)
     return fail(ErrorCode::unsupported,
                 fmt::format("{} has no monitor that can be reached: hooks cannot be put in", target_.identity.name));
-  TRY(take_up());
-  thread_ = std::thread([this] { serve(); });
-  return {};
-}
-
-void GuardServer::stop() {
-  stopping_ = true;
-  if (thread_.joinable())
-    thread_.join();
+  return ServedVm::start();
 }
 
 Result<void> GuardServer::take_up() {
@@ -116,46 +108,36 @@ void GuardServer::tell_protection(const gate::MemoryGuard &guard) {
     notice(limitation);
 }
 
-void GuardServer::serve() {
-  while (!stopping_ && !ended_) {
-    if (!driver_) {
-      if (!target_.liveness->alive())
-        end();
-      else if (!take_up()) {
-        let_go();
-        std::this_thread::sleep_for(300ms);
-      }
-      continue;
-    }
-    std::vector<Record> records;
-    const auto stepped = driver_->step(50ms, records);
-    if (shared_)
-      std::ranges::move(shared_->take_records(), std::back_inserter(records));
-    put(records);
-    if (setup_.process != nullptr)
-      for (std::string &news : setup_.process->take_news())
-        notice(std::move(news));
-    if (stepped) {
-      keep_budget();
-      take_new_memory();
-      continue;
-    }
-    add_counts();
-    if (const auto *gate = dynamic_cast<const gate::Gate *>(gate_.get()))
-      before_ = gate->remains();
-    let_go();
-    if (!target_.liveness->alive())
-      end();
-    else
-      notice(fmt::format("{}; nothing is hooked until its guest is up again", stepped.error().describe()));
+Result<void> GuardServer::step() {
+  std::vector<Record> records;
+  auto stepped = driver_->step(50ms, records);
+  if (shared_)
+    std::ranges::move(shared_->take_records(), std::back_inserter(records));
+  put(records);
+  if (setup_.process != nullptr)
+    for (std::string &news : setup_.process->take_news())
+      notice(std::move(news));
+  if (stepped) {
+    keep_budget();
+    take_new_memory();
   }
-  take_out();
-  let_go();
+  return stepped;
+}
+
+void GuardServer::lose() {
+  add_counts();
+  if (const auto *gate = dynamic_cast<const gate::Gate *>(gate_.get()))
+    before_ = gate->remains();
+}
+
+Record GuardServer::paused(const Error &why) const {
+  Record record;
+  record.type = "guard_notice";
+  record.sentence = fmt::format("{}; nothing is hooked until its guest is up again", why.describe());
+  return record;
 }
 
 void GuardServer::take_out() {
-  if (!gate_)
-    return;
   std::vector<std::string> left;
   if (shared_) // what comes now is ours
     shared_->end_guard();
@@ -206,6 +188,7 @@ void GuardServer::take_new_memory() {
   take_out();
   let_go();
   target_ = std::move(*fresh);
+  take_up_again();
 }
 
 void GuardServer::let_go() {
@@ -217,14 +200,6 @@ void GuardServer::let_go() {
   shared_.reset();
   protection_ = {};
   guest_ = {};
-}
-
-void GuardServer::end() {
-  Record record;
-  record.type = "vm_gone";
-  record.sentence = fmt::format("the VM {} ended", target_.identity.name);
-  tell(std::move(record));
-  ended_ = true;
 }
 
 void GuardServer::add_counts() {
@@ -262,18 +237,6 @@ void GuardServer::notice(std::string sentence) {
   record.type = "guard_notice";
   record.sentence = std::move(sentence);
   tell(std::move(record));
-}
-
-void GuardServer::tell(Record record) {
-  std::vector<Record> one;
-  one.push_back(std::move(record));
-  put(one);
-}
-
-void GuardServer::put(std::vector<Record> &records) {
-  for (Record &record : records)
-    name_record(record, target_.identity);
-  outbox_.put(records);
 }
 
 } // namespace lararium::cli

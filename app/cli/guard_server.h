@@ -1,8 +1,7 @@
-// Serves the hooks of one VM in a thread of its own, which waits for nothing but them: through reboots, until the VM
-// ends or nobody wants it any more.
+// Serves the hooks of one VM.
 #pragma once
 
-#include "live_records.h"
+#include "served_vm.h"
 #include "session.h"
 
 #include "lararium/gate/budget.h"
@@ -11,11 +10,9 @@
 #include "lararium/gate/shared_protection.h"
 #include "lararium/policy/tool_process.h"
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
 
 namespace lararium::cli {
 
@@ -31,17 +28,13 @@ struct GuardSetup {
   policy::ToolProcess *process = nullptr; // null: no tool of its own
 };
 
-class GuardServer {
+class GuardServer final : public ServedVm {
 public:
   // All must outlive the server.
   GuardServer(Host &host, Target &target, GuardSetup setup, Outbox &outbox);
-  GuardServer(const GuardServer &) = delete;
-  GuardServer &operator=(const GuardServer &) = delete;
-  ~GuardServer() { stop(); }
+  ~GuardServer() override { stop(); }
 
   [[nodiscard]] Result<void> start();
-  void stop();                                        // takes the hooks out
-  [[nodiscard]] bool ended() const { return ended_; } // the VM
   // When it stands.
   [[nodiscard]] const gate::DriverCounts &driver_counts() const { return driver_counts_; }
   [[nodiscard]] const gate::GateCounts &gate_counts() const { return gate_counts_; }
@@ -49,31 +42,27 @@ public:
   [[nodiscard]] const gate::GuardCounts &memory_counts() const { return memory_counts_; }
 
 private:
-  Result<void> take_up();
+  Result<void> take_up() override;
+  Result<void> step() override;
+  void lose() override;
+  [[nodiscard]] Record paused(const Error &why) const override;
+  void finish() override { take_out(); }
+  void let_go() override;
   void tell_protection(const gate::MemoryGuard &guard);
-  void serve();
   void take_out();
   void keep_budget();
   void take_new_memory();
-  void let_go();
-  void end();
   void add_counts();
   void notice(std::string sentence);
-  void tell(Record record);
-  void put(std::vector<Record> &records);
 
   Host &host_;
-  Target &target_;
   GuardSetup setup_;
-  Outbox &outbox_;
   Guest guest_;
   ProtectionStart protection_;
   std::unique_ptr<gate::SharedProtection> shared_; // of that
   std::unique_ptr<gate::JumpModule> gate_;
   std::shared_ptr<const gate::Remains> before_; // of the guest's kernel before a reset
   std::unique_ptr<gate::SecurityDriver> driver_;
-  std::thread thread_;
-  std::atomic<bool> stopping_ = false, ended_ = false;
   gate::DriverCounts driver_counts_;
   gate::GateCounts gate_counts_;
   gate::SimCounts sim_counts_;

@@ -128,6 +128,17 @@ class GuestTest(unittest.TestCase):
         return self.json(command, *arguments, **options)["items"]
 
 
+class QuietGuestTest(GuestTest):
+    """Each test leaves nothing in the guest's kernel log that tells of trouble."""
+
+    def setUp(self):
+        self.log_before = int(self.guest.check("dmesg | wc -l"))
+
+    def tearDown(self):
+        log = self.guest.check(f"dmesg | tail -n +{self.log_before + 1}")
+        self.assertNotRegex(log, r"BUG|Oops|WARNING|stall|lockup|hung|general protection|unable to handle")
+
+
 def main():
     """unittest.main() that ends with 77 where the machine cannot run guests."""
     if not BINARY.exists():

@@ -2,6 +2,7 @@
 #include "../exit_codes.h"
 #include "../live_records.h"
 #include "../record_output.h"
+#include "../served_vm.h"
 #include "../text.h"
 
 #include "lararium/gate/memory_guard.h"
@@ -10,7 +11,6 @@
 #include "lararium/os/linux.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -20,7 +20,6 @@
 #include <iterator>
 #include <mutex>
 #include <set>
-#include <thread>
 #include <utility>
 
 namespace lararium::cli {
@@ -89,37 +88,25 @@ template <class T> bool is_ready(const std::future<T> &future) {
   return future.valid() && future.wait_for(0s) == std::future_status::ready;
 }
 
-// Serves the faults of one VM, from the first protected page to the last: in a thread of its own, which waits for
-// nothing but them, so that no vCPU ever waits for a terminal, a pipe or a monitor. In between it judges what the
-// monitor told meanwhile of registers and NICs.
-class Keeper {
+// Serves the faults of one VM, from the first protected page to the last. In between it judges what the monitor told
+// meanwhile of registers and NICs.
+class Keeper final : public ServedVm {
 public:
   Keeper(Host &host, Target &target, KeeperOptions options, Outbox &outbox)
-      : host_(host), target_(target), options_(std::move(options)), outbox_(outbox), desk_(target) {
+      : ServedVm(target, outbox), host_(host), options_(std::move(options)), desk_(target) {
     options_.guest.running_only = true;
     if (target_.vcpus)
       options_.memory.registers = [this] { return desk_.registers(); };
   }
-  Keeper(const Keeper &) = delete;
-  Keeper &operator=(const Keeper &) = delete;
-  ~Keeper() { stop(); }
+  ~Keeper() override { stop(); }
 
   // Protects the guest that runs now, and from then on whatever it boots into.
   [[nodiscard]] Result<void> start() {
     if (!target_.protector)
       return fail(ErrorCode::unsupported,
                   fmt::format("{} is no running VM of QEMU's: there is nothing to protect", target_.identity.name));
-    TRY(take_up());
-    thread_ = std::thread([this] { serve(); });
-    return {};
+    return ServedVm::start();
   }
-  void stop() {
-    stopping_ = true;
-    if (thread_.joinable())
-      thread_.join();
-    let_go();
-  }
-  [[nodiscard]] bool ended() const { return ended_; }
   // When it stands.
   [[nodiscard]] const GuardCounts &counts() const { return sum_; }
   [[nodiscard]] const gate::RegisterCounts &register_counts() const { return register_sum_; }
@@ -127,7 +114,7 @@ public:
 
 private:
   // A protection of its own for each guest: what was protected in the memory of the one before is nobody's business.
-  Result<void> take_up() {
+  Result<void> take_up() override {
     target_.memory->refresh();
     TRY_ASSIGN(guest_, host_.attach(target_, options_.guest));
     TRY(MemoryGuard::check_ready(*guest_.system)); // before QEMU is touched
@@ -162,45 +149,26 @@ private:
     return {};
   }
 
-  void serve() {
-    while (!stopping_ && !ended_) {
-      if (!guard_) {
-        if (!target_.liveness->alive())
-          end();
-        else if (!take_up()) {
-          let_go();
-          std::this_thread::sleep_for(300ms);
-        }
-        continue;
-      }
-      std::vector<Record> records;
-      const bool is_waiting =
-          register_answer_.valid() || link_answer_.valid() || (registers_ && registers_->suspects_tables());
-      const auto stepped = guard_->step(is_waiting ? 10ms : 50ms, records);
-      if (stepped) {
-        look_at_registers(records);
-        look_at_nics(records);
-      }
-      for (Record &record : records)
-        name(record);
-      outbox_.put(records);
-      if (stepped)
-        continue;
-      add_counts();
-      let_go();
-      if (!target_.liveness->alive()) {
-        end();
-      } else {
-        Record record;
-        record.type = "protection_paused";
-        record.sentence =
-            fmt::format("{}; nothing is protected until its guest is up again", stepped.error().describe());
-        tell(std::move(record));
-      }
+  Result<void> step() override {
+    std::vector<Record> records;
+    const bool is_waiting =
+        register_answer_.valid() || link_answer_.valid() || (registers_ && registers_->suspects_tables());
+    auto stepped = guard_->step(is_waiting ? 10ms : 50ms, records);
+    if (stepped) {
+      look_at_registers(records);
+      look_at_nics(records);
     }
-    if (guard_)
-      add_counts();
+    put(records);
+    return stepped;
   }
+  void lose() override { add_counts(); }
+  [[nodiscard]] Record paused(const Error &why) const override {
+    Record record;
+    record.type = "protection_paused";
+    record.sentence = fmt::format("{}; nothing is protected until its guest is up again", why.describe());
+    return record;
+  }
+  void finish() override { add_counts(); }
 
   void look_at_registers(std::vector<Record> &records) {
     if (!registers_)
@@ -273,7 +241,7 @@ private:
   }
 
   // Memory first: nobody shall wait for us while we wait for a monitor.
-  void let_go() {
+  void let_go() override {
     guard_.reset();
     protection_ = {};
     if (registers_) {
@@ -287,13 +255,6 @@ private:
     registers_.reset();
     nics_.reset();
     guest_ = {};
-  }
-  void end() {
-    Record record;
-    record.type = "vm_gone";
-    record.sentence = fmt::format("the VM {} ended", target_.identity.name);
-    tell(std::move(record));
-    ended_ = true;
   }
   void add_counts() {
     const GuardCounts now = guard_->counts();
@@ -309,22 +270,9 @@ private:
     sum_.open += now.open;
     sum_.longest_open = std::max(sum_.longest_open, now.longest_open);
   }
-  void name(Record &record) const {
-    record.vm = {target_.identity.name, target_.identity.uuid, target_.identity.pid};
-    if (record.host_time_ns == 0)
-      record.host_time_ns = host_time();
-  }
-  void tell(Record record) {
-    name(record);
-    std::vector<Record> one;
-    one.push_back(std::move(record));
-    outbox_.put(one);
-  }
 
   Host &host_;
-  Target &target_;
   KeeperOptions options_;
-  Outbox &outbox_;
   MonitorDesk desk_;
   Guest guest_;
   ProtectionStart protection_;
@@ -338,8 +286,6 @@ private:
   RegisterGuard::Clock::time_point next_registers_{}, next_nics_{};
   std::set<std::string> noted_;
   std::vector<std::string> pulled_;
-  std::thread thread_;
-  std::atomic<bool> stopping_ = false, ended_ = false;
   GuardCounts sum_;
   gate::RegisterCounts register_sum_;
 };

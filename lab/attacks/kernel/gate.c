@@ -204,6 +204,7 @@ static void storm_off(void)
 #define RULES_PAGE 0x2000
 #define STATE_HEAD 0
 #define STATE_KEY 16
+#define RECORD_LIMIT 1024
 #define RECORD_SIZE_AT 0
 #define RECORD_PID_AT 96
 
@@ -212,97 +213,92 @@ static u8 *anywhere(u64 address)
 	return (u8 *)__va(address & (PMD_SIZE - 1)); // where its pages lie is where they are mapped
 }
 
-// A ring with a record in it that nobody has read yet. With interrupts off, as it is left.
-static int find_unread(u8 **state, u8 **ring, u64 *tail, u64 *size, unsigned long *flags)
+// A CPU's ring with a record in it that nobody has read yet.
+struct unread {
+	u8 *state, *ring;
+	u64 tail, size;
+};
+
+// Waits for one, and changes it with interrupts off.
+static int with_unread(void (*change)(struct unread *found))
 {
+	unsigned long until = jiffies + 10 * HZ, flags;
 	int result = find_area(), cpu;
-	unsigned long until = jiffies + 10 * HZ;
-	u8 *config;
+	struct unread found;
 	if (result)
 		return result;
-	config = anywhere(*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA));
-	*size = *(u32 *)(config + CONFIG_RING_SIZE);
 	if (!*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA))
 		return -ENODEV;
+	found.size = *(u32 *)(anywhere(*(u64 *)(area + GATE_BOARD + BOARD_SIM_DATA)) + CONFIG_RING_SIZE);
 	while (time_before(jiffies, until)) {
-		local_irq_save(*flags);
+		local_irq_save(flags);
 		for_each_online_cpu(cpu) {
 			u8 *entry = area + GATE_CPUS + cpu * GATE_CPU_SIZE;
-			*state = anywhere(*(u64 *)(entry + CPU_STATE));
-			*ring = anywhere(*(u64 *)(entry + CPU_RING));
-			*tail = READ_ONCE(*(u64 *)(entry + CPU_TAIL));
-			if (READ_ONCE(*(u64 *)(*state + STATE_HEAD)) > *tail)
+			found.state = anywhere(*(u64 *)(entry + CPU_STATE));
+			found.ring = anywhere(*(u64 *)(entry + CPU_RING));
+			found.tail = READ_ONCE(*(u64 *)(entry + CPU_TAIL));
+			if (READ_ONCE(*(u64 *)(found.state + STATE_HEAD)) > found.tail) {
+				change(&found);
+				local_irq_restore(flags);
 				return 0;
+			}
 		}
-		local_irq_restore(*flags);
+		local_irq_restore(flags);
 		cond_resched();
 	}
 	return -EAGAIN;
 }
 
-static u64 begin_of_record(u64 head, u64 size)
+// How far into the ring the record lies whose predecessor ended at HEAD.
+static u64 record_at(struct unread *found, u64 head)
 {
-	u64 left = size - (head & (size - 1));
-	return left < 1024 ? head + left : head;
+	u64 at = head & (found->size - 1);
+	return found->size - at < RECORD_LIMIT ? 0 : at;
 }
 
 // A record says another process.
+static void change_record(struct unread *found)
+{
+	*(u32 *)(found->ring + record_at(found, found->tail) + RECORD_PID_AT) += 1;
+}
 static int change_on(const char *argument)
 {
-	u8 *state, *ring;
-	u64 tail, size;
-	unsigned long flags;
-	int result = find_unread(&state, &ring, &tail, &size, &flags);
-	if (result)
-		return result;
-	*(u32 *)(ring + (begin_of_record(tail, size) & (size - 1)) + RECORD_PID_AT) += 1;
-	local_irq_restore(flags);
-	return 0;
+	return with_unread(change_record);
 }
 
 // What nobody has read yet has never been.
+static void remove_records(struct unread *found)
+{
+	WRITE_ONCE(*(u64 *)(found->state + STATE_HEAD), found->tail);
+}
 static int remove_on(const char *argument)
 {
-	u8 *state, *ring;
-	u64 tail, size;
-	unsigned long flags;
-	int result = find_unread(&state, &ring, &tail, &size, &flags);
-	if (result)
-		return result;
-	WRITE_ONCE(*(u64 *)(state + STATE_HEAD), tail);
-	local_irq_restore(flags);
-	return 0;
+	return with_unread(remove_records);
 }
 
 // A record once more.
+static void repeat_record(struct unread *found)
+{
+	u64 head = READ_ONCE(*(u64 *)(found->state + STATE_HEAD)), to = record_at(found, head);
+	u8 *first = found->ring + record_at(found, found->tail);
+	if (to < (head & (found->size - 1)))
+		head += found->size - (head & (found->size - 1)); // none crosses the ring's end
+	memmove(found->ring + to, first, *(u32 *)(first + RECORD_SIZE_AT));
+	WRITE_ONCE(*(u64 *)(found->state + STATE_HEAD), head + *(u32 *)(found->ring + to + RECORD_SIZE_AT));
+}
 static int forge_on(const char *argument)
 {
-	u8 *state, *ring, *first;
-	u64 tail, size, head;
-	unsigned long flags;
-	int result = find_unread(&state, &ring, &tail, &size, &flags);
-	if (result)
-		return result;
-	first = ring + (begin_of_record(tail, size) & (size - 1));
-	head = begin_of_record(READ_ONCE(*(u64 *)(state + STATE_HEAD)), size);
-	memmove(ring + (head & (size - 1)), first, 1024 < size - (head & (size - 1)) ? 1024 : size - (head & (size - 1)));
-	WRITE_ONCE(*(u64 *)(state + STATE_HEAD), head + *(u32 *)(first + RECORD_SIZE_AT));
-	local_irq_restore(flags);
-	return 0;
+	return with_unread(repeat_record);
 }
 
 // The ring's key is another one, so that nothing that follows can be believed.
+static void spoil_key(struct unread *found)
+{
+	*(u64 *)(found->state + STATE_KEY) += 1;
+}
 static int key_on(const char *argument)
 {
-	u8 *state, *ring;
-	u64 tail, size;
-	unsigned long flags;
-	int result = find_unread(&state, &ring, &tail, &size, &flags);
-	if (result)
-		return result;
-	*(u64 *)(state + STATE_KEY) += 1;
-	local_irq_restore(flags);
-	return 0;
+	return with_unread(spoil_key);
 }
 
 // The first rule fits nobody any more.
