@@ -126,6 +126,7 @@ Result<void> GuardServer::step() {
 
 void GuardServer::lose() {
   add_counts();
+  add_memory_counts();
   if (const auto *gate = dynamic_cast<const gate::Gate *>(gate_.get()))
     before_ = gate->remains();
 }
@@ -139,6 +140,7 @@ Record GuardServer::paused(const Error &why) const {
 
 void GuardServer::take_out() {
   std::vector<std::string> left;
+  add_memory_counts();
   if (shared_) // what comes now is ours
     shared_->end_guard();
   if (const auto removed = gate_->remove(left); !removed)
@@ -222,6 +224,9 @@ void GuardServer::add_counts() {
   sim_counts_.calls += sim.calls;
   sim_counts_.cycles += sim.cycles;
   sim_counts_.cycles_per_second = sim.cycles_per_second;
+}
+
+void GuardServer::add_memory_counts() {
   if (!shared_ || shared_->memory_guard() == nullptr)
     return;
   const gate::GuardCounts memory = shared_->memory_guard()->counts();

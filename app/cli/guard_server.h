@@ -53,6 +53,7 @@ private:
   void keep_budget();
   void take_new_memory();
   void add_counts();
+  void add_memory_counts(); // before its guard ends
   void notice(std::string sentence);
 
   Host &host_;
