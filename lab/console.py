@@ -10,7 +10,7 @@ import shlex
 import socket
 import time
 
-from .errors import LabError
+from .errors import ConsoleGone, LabError
 
 LINE = 900        # busybox's shell reads at most 1023 bytes a line from a terminal without echo
 PIECE_SECONDS = 30  # after which what the guest should have got counts as lost
@@ -118,7 +118,7 @@ class Console:
         try:
             self.socket.sendall(content)
         except OSError as error:
-            raise LabError(f"the guest's console is gone ({error.strerror})") from error
+            raise ConsoleGone(f"the guest's console is gone ({error.strerror})") from error
 
     def _read_until(self, pattern: bytes, deadline: float) -> re.Match:
         while True:
@@ -141,8 +141,8 @@ class Console:
         try:
             content = self.socket.recv(1 << 16)
         except OSError as error:
-            raise LabError(f"the guest's console is gone ({error.strerror})") from error
+            raise ConsoleGone(f"the guest's console is gone ({error.strerror})") from error
         if not content:
-            raise LabError("the guest's console was closed: QEMU ended")
+            raise ConsoleGone("the guest's console was closed: QEMU ended")
         self.received += content
         self.tail = (self.tail + content)[-4096:]

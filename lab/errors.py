@@ -1,8 +1,12 @@
-"""The two ways in which something here goes wrong."""
+"""The ways in which something here goes wrong."""
 
 
 class LabError(Exception):
     """Something is broken: the message says what, and what to do about it."""
+
+
+class ConsoleGone(LabError):
+    """QEMU ended, or closed the serial port."""
 
 
 class Skip(LabError):

@@ -5,6 +5,7 @@
 """
 
 import atexit
+import contextlib
 import ctypes
 import dataclasses
 import itertools
@@ -22,7 +23,7 @@ import typing
 
 from . import guardian, hugepages, initrd, kernels, paths, qemu, qmp, state
 from .console import Console
-from .errors import LabError, Skip
+from .errors import ConsoleGone, LabError, Skip
 
 BOOT_TIMEOUT = 300  # a few seconds where nothing else runs; test machines are busy
 PR_SET_PDEATHSIG = 1
@@ -314,8 +315,8 @@ class Guest(Machine):
 
     def run_bytes(self, command: str | bytes, timeout: float = 60) -> tuple[int, bytes]:
         """Like run(), with the output as bytes."""
-        with self._lock:
-            return self._shell(synchronise=True).run(command, timeout)
+        with self._conversation() as shell:
+            return shell.run(command, timeout)
 
     def check(self, command: str, timeout: float = 60) -> str:
         """The output of a command that must succeed."""
@@ -340,8 +341,8 @@ class Guest(Machine):
 
     def put(self, content: bytes, path: str, mode: int | None = None, timeout: float = 120):
         """Writes a file in the guest."""
-        with self._lock:
-            self._shell(synchronise=True).put(content, path, timeout)
+        with self._conversation() as shell:
+            shell.put(content, path, timeout)
         if mode is not None:
             self.check(f"chmod {mode:o} {shlex.quote(path)}")
 
@@ -385,6 +386,14 @@ class Guest(Machine):
 
     def _wait_ready(self, timeout: float):
         self._shell().wait_ready(timeout)
+
+    @contextlib.contextmanager
+    def _conversation(self):
+        with self._lock:
+            try:
+                yield self._shell(synchronise=True)
+            except ConsoleGone as error:
+                raise ConsoleGone(f"{error}\n{self._last_words()}") from error
 
     def _shell(self, synchronise: bool = False) -> Console:
         if self.console is None:
