@@ -35,6 +35,7 @@ class Options:
     qemu: str = "7.2"               # a version or the path of a binary
     machine: str = "q35"            # pc, q35 or microvm
     accel: str = "tcg"              # tcg or kvm
+    tcg_threads: str = "multi"      # single: one thread of QEMU's runs all vCPUs, in turns
     cpu: str = "max"
     cpus: int = 2
     memory: str = "512M"
@@ -113,7 +114,7 @@ def command(options: Options, qemu: Qemu, name: str, sockets: pathlib.Path, fold
     for firmware in qemu.firmware:
         line += ["-L", firmware]
     line += ["-machine", machine]
-    line += ["-accel", "tcg,thread=multi" if options.accel == "tcg" else options.accel]
+    line += ["-accel", f"tcg,thread={options.tcg_threads}" if options.accel == "tcg" else options.accel]
     cpu = options.cpu
     if options.la57 is not None:
         cpu += f",la57={'on' if options.la57 else 'off'}"
