@@ -188,7 +188,12 @@ bool Gate::State::look_at_registers() {
   if (registers_.wait_for(0s) != std::future_status::ready)
     return true;
   const auto registers = registers_.get();
-  return !registers || registers->empty() || some_vcpu_maps(kernel_, *registers);
+  if (!registers || registers->empty())
+    return true;
+  const Sight sight = look_for(kernel_, *registers, readings_without_kernel_);
+  if (sight == Sight::unclear)
+    next_registers_ = {};
+  return sight != Sight::gone;
 }
 
 // Puts back what was changed, once it is clear that the hooked kernel still runs: a guest that boots anew writes where
@@ -221,11 +226,14 @@ void Gate::State::settle(std::vector<Tampering> &tamperings) {
         registers = std::move(*answer);
   }
   system_.refresh();
-  if (!kernel_is_there() || (!registers.empty() && !some_vcpu_maps(kernel_, registers))) {
+  const Sight sight = registers.empty() ? Sight::running : look_for(kernel_, registers, readings_without_kernel_);
+  if (!kernel_is_there() || sight == Sight::gone) {
     lost_ = true;
     changed_.clear();
     return;
   }
+  if (sight == Sight::unclear)
+    return;
   std::vector<Changed> later;
   Repair repair;
   for (Changed &changed : std::exchange(changed_, {}))

@@ -179,6 +179,7 @@ private:
   std::vector<std::pair<Gpa, Clock::time_point>> spurious_; // bells that somebody wrote to, held again then
   std::optional<Repair> repair_;
   std::future<Result<std::vector<VcpuRegisters>>> registers_;
+  int readings_without_kernel_ = 0;
   sim::Keys keys_;
   Gpa space_root_; // of SIM's address space
   std::vector<Ring> rings_;

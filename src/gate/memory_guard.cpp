@@ -446,11 +446,14 @@ void MemoryGuard::verify(std::vector<Record> &out) {
         registers = std::move(*answer);
   }
   system_.refresh();
-  if (!kernel_is_there() || (!registers.empty() && !some_vcpu_maps(kernel_, registers))) {
+  const Sight sight = registers.empty() ? Sight::running : look_for(kernel_, registers, readings_without_kernel_);
+  if (!kernel_is_there() || sight == Sight::gone) {
     lost_ = true;
     unverified_.clear();
     return;
   }
+  if (sight == Sight::unclear)
+    return;
   for (; !unverified_.empty(); unverified_.pop_front()) {
     const Unlawful &write = unverified_.front();
     std::string_view action = "reported";

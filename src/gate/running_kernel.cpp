@@ -5,6 +5,10 @@
 
 namespace lararium::gate {
 
+namespace {
+
+constexpr int believed_readings = 3;
+
 bool some_vcpu_maps(const linux_guest::Kernel &kernel, std::span<const VcpuRegisters> vcpus) {
   const auto &location = kernel.location();
   return std::ranges::any_of(vcpus, [&](const VcpuRegisters &vcpu) {
@@ -17,6 +21,15 @@ bool some_vcpu_maps(const linux_guest::Kernel &kernel, std::span<const VcpuRegis
       return base && base->address == location.physical_base;
     });
   });
+}
+
+} // namespace
+
+Sight look_for(const linux_guest::Kernel &kernel, std::span<const VcpuRegisters> vcpus, int &without) {
+  without = some_vcpu_maps(kernel, vcpus) ? 0 : without + 1;
+  if (without == 0)
+    return Sight::running;
+  return without < believed_readings ? Sight::unclear : Sight::gone;
 }
 
 } // namespace lararium::gate

@@ -8,7 +8,11 @@
 
 namespace lararium::gate {
 
-// Some vCPU's page tables map the kernel's image where it was found.
-[[nodiscard]] bool some_vcpu_maps(const linux_guest::Kernel &kernel, std::span<const VcpuRegisters> vcpus);
+enum class Sight { running, unclear, gone };
+
+// Running: some vCPU's page tables map the kernel's image where it was found. A process that ends takes its tables with
+// it, between the reading of the registers and ours of the tables, so gone is what is not there in a few readings in a
+// row; WITHOUT counts them, for one guard.
+[[nodiscard]] Sight look_for(const linux_guest::Kernel &kernel, std::span<const VcpuRegisters> vcpus, int &without);
 
 } // namespace lararium::gate

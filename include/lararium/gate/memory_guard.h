@@ -163,6 +163,7 @@ private:
   std::vector<Passing> passing_;
   std::map<Gva, std::byte> tampered_; // what stood where something unlawful stands now
   std::future<Result<std::vector<VcpuRegisters>>> registers_;
+  int readings_without_kernel_ = 0;
   std::vector<std::byte> banner_;   // of the kernel that is guarded
   std::vector<ModuleText> modules_; // as last seen
   Clock::time_point next_poll_;
