@@ -3,11 +3,10 @@
 import re
 import shlex
 
-from . import initrd, modules, paths
+from . import initrd, modules
 from .errors import LabError
 from .guest import Guest
 
-PROGRAMS = ("attack_program", "bpf_program")
 CONTROL = "/proc/lararium_attack"
 MODULE = "lararium_attack"
 
@@ -24,9 +23,7 @@ class Attacker:
 
     def __init__(self, guest: Guest):
         self.guest = guest
-        for name in PROGRAMS:
-            source = paths.LAB / "attacks" / "user" / f"{name}.c"
-            guest.put(initrd.compile_program(source).read_bytes(), f"/tmp/{name}", mode=0o755)
+        guest.check(f"cp /{initrd.ATTACKS}/* /tmp")
         path = f"/tmp/{MODULE}.ko"
         guest.put(modules.build(guest.kernel, MODULE).read_bytes(), path)
         self.lookup = guest.check("awk '$3 == \"kallsyms_lookup_name\" { print $1; exit }' /proc/kallsyms").strip()

@@ -1,4 +1,5 @@
-"""Builds the initial RAM disk that a guest runs from: busybox, the workload program, and the kernel's modules."""
+"""Builds the initial RAM disk that a guest runs from: busybox, the workload program, the kernel's modules, and the
+programs of attacks/user, which nobody runs but who simulates an attack: the console would take a while for them."""
 
 import hashlib
 import os
@@ -14,6 +15,8 @@ from .errors import LabError, Skip
 from .kernels import Kernel
 
 GUEST = paths.LAB / "guest"
+ATTACK_PROGRAMS = ("attack_program", "bpf_program")
+ATTACKS = "lib/attacks"  # where they lie in the guest
 FOLDERS = ("bin", "sbin", "dev", "etc", "lib", "lib/modules", "proc", "sys", "tmp", "run", "root", "home", "var", "mnt",
            "var/log", "usr", "usr/bin", "usr/sbin")
 
@@ -21,9 +24,10 @@ FOLDERS = ("bin", "sbin", "dev", "etc", "lib", "lib/modules", "proc", "sys", "tm
 def build(kernel: Kernel) -> pathlib.Path:
     """The initrd for KERNEL, from the cache if none of its parts changed."""
     busybox, workload = busybox_path(), workload_path()
+    attacks = [compile_program(paths.LAB / "attacks" / "user" / f"{name}.c") for name in ATTACK_PROGRAMS]
     modules = sorted(path for path in kernel.modules.rglob("*") if path.is_file())
     scripts = sorted(path for path in (GUEST / "root").rglob("*") if path.is_file())
-    parts = [pathlib.Path(__file__), busybox, workload, kernel.folder / "kernel.json", *scripts]
+    parts = [pathlib.Path(__file__), busybox, workload, *attacks, kernel.folder / "kernel.json", *scripts]
     file = paths.cache_dir() / "initrd" / kernel.name / f"{_digest(parts)}.cpio"
     if file.exists():
         return file
@@ -34,6 +38,8 @@ def build(kernel: Kernel) -> pathlib.Path:
     archive.device("dev/console", 5, 1)
     archive.file("bin/busybox", busybox.read_bytes(), 0o755)
     archive.file("bin/workload", workload.read_bytes(), 0o755)
+    for name, program in zip(ATTACK_PROGRAMS, attacks):
+        archive.file(f"{ATTACKS}/{name}", program.read_bytes(), 0o755)
     for applet in _applets(busybox):
         if applet not in ("bin/busybox", "linuxrc"):
             archive.link(applet, "/bin/busybox")
