@@ -46,7 +46,7 @@ test-all: test-build
 test-build:
 	tools/install_dependencies build test
 	cmake -S . -B $(ASAN_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=clang++-19 \
-	  -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -gline-tables-only' \
+	  -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O0 -gline-tables-only' \
 	  -DLARARIUM_SANITIZE=address,undefined -DLARARIUM_FUZZ=ON -DLARARIUM_FUZZ_SECONDS=$(FUZZ_SECONDS)
 	cmake --build $(ASAN_BUILD) --parallel $(JOBS)
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DLARARIUM_TESTS=ON \

@@ -4,6 +4,7 @@ that does not lie gives no finding, however busy it is; and whatever comes in pl
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -17,7 +18,7 @@ from lab import guest_agent
 from lab.attack import Attacker, Unsupported
 from test_clean import LOADS
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("LARARIUM_ROUNDS", "5"))
 
 
 class Bridge:
