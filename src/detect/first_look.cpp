@@ -1,26 +1,13 @@
 #include "first_look.h"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
+#include <xxh_x86dispatch.h> // the widest vectors that this processor has
 
 namespace lararium::detect {
 namespace {
 
 constexpr std::size_t largest_mask = 16;
-
-__extension__ using Wide = unsigned __int128;
-
-std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
-  const Wide product = static_cast<Wide>(a) * b;
-  return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
-}
-
-std::uint64_t word_at(const std::byte *at) {
-  std::uint64_t word = 0;
-  std::memcpy(&word, at, sizeof word);
-  return word;
-}
 
 } // namespace
 
@@ -33,28 +20,14 @@ FirstLook::FirstLook(Gva begin, std::uint64_t size, std::uint64_t key)
 }
 
 std::uint32_t FirstLook::hash_of_line(const std::byte *line) const {
-  std::uint64_t hash = key_;
-  for (std::size_t at = 0; at < line_bytes; at += 16)
-    hash = mix(word_at(line + at) ^ hash, word_at(line + at + 8) ^ (key_ * 0x9e3779b97f4a7c15 + at)) + (hash << 1 | 1);
-  return static_cast<std::uint32_t>(hash ^ hash >> 32);
+  return static_cast<std::uint32_t>(XXH3_64bits_withSeed(line, line_bytes, key_));
 }
 
-// Four lanes, so that the processor multiplies while it multiplies.
 std::uint64_t FirstLook::hash_of_page(Bytes page) const {
-  std::array<std::uint64_t, 4> lanes{}, secrets{};
-  for (std::size_t i = 0; i < lanes.size(); ++i) {
-    secrets[i] = mix(key_ + i, 0x9e3779b97f4a7c15);
-    lanes[i] = secrets[i] ^ key_;
-  }
-  for (std::size_t at = 0; at + line_bytes <= page.size(); at += line_bytes)
-    for (std::size_t i = 0; i < lanes.size(); ++i) {
-      const std::byte *const word = page.data() + at + 16 * i;
-      lanes[i] = mix(word_at(word) ^ secrets[i], word_at(word + 8) ^ lanes[i]) + lanes[i];
-    }
-  return (mix(lanes[0] ^ secrets[1], lanes[1] ^ key_) ^ mix(lanes[2] ^ secrets[3], lanes[3] ^ key_)) | 1;
+  return XXH3_64bits_withSeed(page.data(), page.size(), key_) | 1;
 }
 
-FirstLook::Sameness FirstLook::look(const Read &read, const Masks &masks, const Give &give) {
+FirstLook::Sameness FirstLook::look(const See &see, const Masks &masks, const Give &give) {
   std::array<std::byte, page_size> buffer;
   const Gva end = begin_ + size();
   auto sameness = Sameness::untouched;
@@ -62,20 +35,19 @@ FirstLook::Sameness FirstLook::look(const Read &read, const Masks &masks, const 
   for (Gva page = begin_; page < end; page = page.page() + page_size) {
     const std::span<std::byte> bytes =
         std::span(buffer).first(std::min<std::uint64_t>(page_size - page.page_offset(), end - page));
-    if (!read(page, bytes)) {
+    std::uint64_t &known = pages_[(page.page() - begin_.page()) / page_size];
+    if (known != 0)
+      if (const Bytes now = see(page, bytes); !now.empty() && hash_of_page(now) == known)
+        continue;
+    if (!known_masks)
+      known_masks = masks();
+    const Bytes now = see(page, bytes); // after what the masks say of it, and one moment's from here on
+    if (now.empty()) {
       sameness = Sameness::different;
       continue;
     }
-    std::uint64_t &known = pages_[(page.page() - begin_.page()) / page_size];
-    if (known != 0 && hash_of_page(bytes) == known)
-      continue;
-    if (!known_masks) {
-      known_masks = masks();
-      if (!read(page, bytes)) { // after what the masks say of it
-        sameness = Sameness::different;
-        continue;
-      }
-    }
+    if (now.data() != bytes.data())
+      std::ranges::copy(now, bytes.begin());
     const std::uint64_t hash = hash_of_page(bytes);
     const Compared compared = compare(page, bytes, *known_masks, give);
     known = compared.same && compared.certain ? hash : 0;

@@ -34,7 +34,8 @@ struct Mask {
 class FirstLook {
 public:
   static constexpr std::size_t line_bytes = 64;
-  using Read = std::function<bool(Gva, std::span<std::byte>)>;
+  // The bytes of a part of a page, in place or read into the buffer, which is as long; empty: they cannot be read.
+  using See = std::function<Bytes(Gva, std::span<std::byte> buffer)>;
   using Give = std::function<void(Gva line, Bytes found)>;
   using Masks = std::function<std::span<const Mask>()>; // sorted by address; asked for where a page is not as it was
 
@@ -49,7 +50,7 @@ public:
 
   // Remembers what it has not seen yet, and gives every line that is not as it was. A line is remembered for good when
   // two calls find it the same; until then a difference is taken for a race.
-  Sameness look(const Read &read, const Masks &masks, const Give &give);
+  Sameness look(const See &see, const Masks &masks, const Give &give);
 
   [[nodiscard]] Gva begin() const { return begin_; }
   [[nodiscard]] std::uint64_t size() const { return lines_.size() * line_bytes; }

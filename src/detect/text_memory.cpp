@@ -134,7 +134,11 @@ FirstLook::Sameness TextMemory::look(const Scene &scene, const CodeSites &sites,
     return std::ranges::none_of(wanted, [&](const Wanted &each) { return each.identity == entry.first; });
   });
 
-  const auto read = [&](Gva address, std::span<std::byte> out) { return kernel.space().read(address, out); };
+  const auto see = [&](Gva address, std::span<std::byte> buffer) -> Bytes {
+    if (const Bytes in_place = kernel.space().view(address); in_place.size() >= buffer.size())
+      return in_place.first(buffer.size());
+    return kernel.space().read(address, buffer) ? Bytes(buffer) : Bytes();
+  };
   const auto give_nothing = [](Gva, Bytes) {};
   std::optional<std::vector<Mask>> now;
   const FirstLook::Masks masks_now = [&]() -> std::span<const Mask> {
@@ -148,13 +152,13 @@ FirstLook::Sameness TextMemory::look(const Scene &scene, const CodeSites &sites,
     const auto known = remembered_.find(identity);
     if (known != remembered_.end()) {
       const auto sameness =
-          known->second.look(read, masks_now, [&](Gva line, Bytes found) { give(line, found, each.is_code); });
+          known->second.look(see, masks_now, [&](Gva line, Bytes found) { give(line, found, each.is_code); });
       if (each.is_code)
         all = std::max(all, sameness);
     } else {
       all = Sameness::different;
       FirstLook &first = remembered_.try_emplace(identity, identity.begin, identity.size, key_).first->second;
-      first.look(read, masks_now, give_nothing);
+      first.look(see, masks_now, give_nothing);
       fresh.push_back(&first);
     }
   }
@@ -163,7 +167,7 @@ FirstLook::Sameness TextMemory::look(const Scene &scene, const CodeSites &sites,
   // The second time with what the tables say then, so that no change that was under way is remembered.
   now = masks(kernel, CodeSites::read(kernel), regions, trampolines);
   for (FirstLook *first : fresh)
-    first->look(read, masks_now, give_nothing);
+    first->look(see, masks_now, give_nothing);
   return Sameness::different;
 }
 

@@ -48,6 +48,15 @@ public:
     return read_slowly(address, out);
   }
 
+  // The guest's bytes in place from `address` to the end of its page, where the driver has them mapped; else empty.
+  // They change under the reader's eyes, as PhysicalMemory::view()'s do.
+  [[nodiscard]] Bytes view(Gva address) const {
+    const CacheLine *const line = look_up(address);
+    if (line == nullptr || line->host == nullptr)
+      return {};
+    return Bytes(line->host, page_size).subspan(address.page_offset());
+  }
+
   template <class T>
     requires std::is_trivially_copyable_v<T>
   [[nodiscard]] std::optional<T> read(Gva address) const {

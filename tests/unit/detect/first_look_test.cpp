@@ -2,6 +2,7 @@
 
 #include "code_sites.h"
 
+#include <algorithm>
 #include <cstring>
 #include <gtest/gtest.h>
 #include <vector>
@@ -11,8 +12,10 @@ namespace {
 
 constexpr Gva begin{0xffffffff81000fc0};
 
-class FirstLookTest : public testing::Test {
+// With memory that is mapped, and memory that is read.
+class FirstLookTest : public testing::TestWithParam<bool> {
 protected:
+  const bool in_place = GetParam();
   std::vector<std::byte> memory = std::vector<std::byte>(3 * 4096, std::byte{0x90});
   FirstLook first{begin, 2 * 4096, 0x1234567890abcdef};
   std::vector<Mask> masks;
@@ -24,11 +27,14 @@ protected:
     std::vector<Gva> lines;
     masks_asked = false;
     sameness = first.look(
-        [&](Gva at, std::span<std::byte> out) {
-          if (at < begin || at - begin + out.size() > memory.size())
-            return false;
-          std::memcpy(out.data(), memory.data() + (at - begin), out.size());
-          return true;
+        [&](Gva at, std::span<std::byte> buffer) -> Bytes {
+          if (at < begin || at - begin + buffer.size() > memory.size())
+            return {};
+          const Bytes found = Bytes(memory).subspan(at - begin, buffer.size());
+          if (in_place)
+            return found;
+          std::ranges::copy(found, buffer.begin());
+          return buffer;
         },
         [&] {
           masks_asked = true;
@@ -43,7 +49,7 @@ protected:
   }
 };
 
-TEST_F(FirstLookTest, FindsWhatChanged) {
+TEST_P(FirstLookTest, FindsWhatChanged) {
   EXPECT_TRUE(look().empty());
   EXPECT_TRUE(look().empty());
   for (const std::size_t at :
@@ -55,7 +61,7 @@ TEST_F(FirstLookTest, FindsWhatChanged) {
   }
 }
 
-TEST_F(FirstLookTest, RemembersWhatItFindsTwice) {
+TEST_P(FirstLookTest, RemembersWhatItFindsTwice) {
   EXPECT_TRUE(look().empty());
   memory[100] = std::byte{1}; // was under way
   EXPECT_TRUE(look().empty());
@@ -64,7 +70,7 @@ TEST_F(FirstLookTest, RemembersWhatItFindsTwice) {
   EXPECT_EQ(look().size(), 1U);
 }
 
-TEST_F(FirstLookTest, LeavesOutWhatMayChange) {
+TEST_P(FirstLookTest, LeavesOutWhatMayChange) {
   masks = {{begin + 62, 5, Mask::Kind::hide, {}}}; // over the end of a line, and of a page
   look();
   look();
@@ -75,7 +81,7 @@ TEST_F(FirstLookTest, LeavesOutWhatMayChange) {
   EXPECT_EQ(look(), std::vector<Gva>{begin + 64});
 }
 
-TEST_F(FirstLookTest, PutsBackWhatAProbeDisplaced) {
+TEST_P(FirstLookTest, PutsBackWhatAProbeDisplaced) {
   look();
   look();
   memory[200] = std::byte{0xcc};
@@ -86,7 +92,7 @@ TEST_F(FirstLookTest, PutsBackWhatAProbeDisplaced) {
   EXPECT_EQ(look().size(), 1U);
 }
 
-TEST_F(FirstLookTest, IsBlindWhereCodeIsBeingChanged) {
+TEST_P(FirstLookTest, IsBlindWhereCodeIsBeingChanged) {
   masks = {{begin + 300, 6, Mask::Kind::blind, {}}};
   look();
   look();
@@ -99,7 +105,7 @@ TEST_F(FirstLookTest, IsBlindWhereCodeIsBeingChanged) {
   EXPECT_EQ(look().size(), 1U);
 }
 
-TEST_F(FirstLookTest, UntouchedPagesAreNotLookedAtCloser) {
+TEST_P(FirstLookTest, UntouchedPagesAreNotLookedAtCloser) {
   using Sameness = FirstLook::Sameness;
   masks = {{begin + 62, 5, Mask::Kind::hide, {}}};
   for (const auto expected : {Sameness::different, Sameness::different, Sameness::same, Sameness::untouched}) {
@@ -125,7 +131,7 @@ TEST_F(FirstLookTest, UntouchedPagesAreNotLookedAtCloser) {
   }
 }
 
-TEST_F(FirstLookTest, WhatAProbeExplainsIsLookedAtEachTime) {
+TEST_P(FirstLookTest, WhatAProbeExplainsIsLookedAtEachTime) {
   look();
   look();
   memory[200] = std::byte{0xcc};
@@ -136,6 +142,8 @@ TEST_F(FirstLookTest, WhatAProbeExplainsIsLookedAtEachTime) {
   masks.clear(); // the probe is gone, and its int3 is not
   EXPECT_EQ(look().size(), 1U);
 }
+
+INSTANTIATE_TEST_SUITE_P(InPlaceAndRead, FirstLookTest, testing::Bool());
 
 TEST(JumpLabels, HoldANopOrTheirJump) {
   const auto bytes = [](std::initializer_list<unsigned> values) {
