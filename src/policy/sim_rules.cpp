@@ -42,6 +42,16 @@ bool add(SimRule &rule, const Condition &condition, const std::string &value) {
     (condition.name == "pid" ? rule.pid : rule.below) = number;
     return number.has_value();
   }
+  if (condition.name == "container" && !condition.negated) {
+    const auto wild = value.find_first_of("*?");
+    const std::string_view rest = wild == value.npos ? std::string_view() : std::string_view(value).substr(wild);
+    rule.contained = value == "?*" || value == "?**";
+    if (rule.contained)
+      return true;
+    rule.container = value.substr(0, wild);
+    rule.container_begins = wild != value.npos;
+    return rest.empty() || rest == "*" || rest == "**";
+  }
   return false;
 }
 

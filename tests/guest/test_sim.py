@@ -111,6 +111,26 @@ class SimTest(test_guard.GuardTest):
             record = monitor.wait_for(lambda r: r["fields"].get("verdict") == "denied", "denial")
             self.assertIn("wait_nanoseconds", record["fields"])
 
+    def test_containers(self):
+        def run_in(name):
+            place = f"/sys/fs/cgroup/{name}"
+            return self.guest.run(f"mkdir -p {place}; sh -c 'echo $$ >{place}/cgroup.procs; exec /bin/busybox true'").code
+        first, second = "ab" * 32, "cd" * 32
+        with self.guard("--hooks", "exec", "--deny", "exec container=abab*", "--deny", f"exec container={second} uid=0") as monitor:
+            self.assertEqual(run_in("system.slice"), 0)
+            self.assertEqual(run_in(f"system.slice/docker-{'ef' * 32}.scope"), 0)
+            self.assertEqual(run_in(f"system.slice/docker-{first}.scope"), 126)
+            self.assertEqual(run_in(f"kubepods/{second}"), 126)
+            self.assertEqual(run_in(f"kubepods/{second}/init.scope"), 126)
+            record = monitor.wait_for(lambda r: r["fields"].get("verdict") == "denied", "denial")
+            self.assertEqual(record["actor"]["container_id"], first)
+        with self.guard("--hooks", "exec", "--deny", "exec container=?*") as monitor:
+            self.assertEqual(run_in("system.slice"), 0)
+            self.assertEqual(run_in(f"kubepods/{second}"), 126)
+        monitor.end()
+        end = monitor.of("guard_ended")[0]["fields"]
+        self.assertEqual((end["denied"], end["faults"] - end["doorbells"]), (1, 0))
+
     def test_descendants(self):
         shell = self.guest.start("workload sleep")
         with self.guard("--hooks", "open", "--only", f"open below={shell.pid}") as monitor:

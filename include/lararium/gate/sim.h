@@ -34,7 +34,9 @@ struct SimRule {
   std::optional<std::uint32_t> pid{}, below{}; // below: that process or one that descends from it
   std::optional<std::string> path{};           // the first path of the call
   bool path_begins = false;                    // the call's path begins so; else it is so
-  std::optional<std::uint64_t> cgroup{};       // its number
+  std::optional<std::string> container{};      // its id; empty: in no container
+  bool container_begins = false;
+  bool contained = false; // in any container
   std::uint32_t number = 0;                    // which of the user's rules it is part of, from 1 on
 };
 

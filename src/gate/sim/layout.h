@@ -16,6 +16,7 @@ inline constexpr std::size_t record_limit = 1024; // bytes, with its tag
 inline constexpr std::size_t record_words = record_limit / 8;
 inline constexpr std::size_t path_limit = 440, text_limit = 128, strings_limit = 256; // bytes
 inline constexpr std::uint32_t component_limit = 64, ancestor_limit = 32;
+inline constexpr std::uint32_t container_digits = 64, group_name_limit = 255;
 
 // Where the members are that the code reads, and what holds for all CPUs.
 struct Config {
@@ -30,11 +31,11 @@ struct Config {
   std::uint32_t record_rules;   // and so many behind them say what is recorded
   std::uint32_t task_pid, task_tgid, task_comm, task_start_time, task_parent, task_cred, task_mm, task_cgroups;
   std::uint32_t cred_euid, mm_exe_file, mm_pgd;
-  std::uint32_t set_cgroup, cgroup_node, node_id; // css_set.dfl_cgrp, cgroup.kn, kernfs_node.id
+  std::uint32_t set_cgroup, cgroup_node, node_id, node_parent, node_name; // css_set.dfl_cgrp, cgroup.kn, kernfs_node
   std::uint32_t path_mnt, path_dentry;
   std::uint32_t dentry_parent, dentry_name, dentry_name_length;
   std::uint32_t vfsmount_root, mount_vfsmount, mount_parent, mount_mountpoint;
-  std::uint32_t has_cgroups;
+  std::uint32_t has_cgroups, has_group_names;
 };
 
 // What is kept of a call. An address: an argument, at which `derefs` times what lies at an offset is followed; the last
@@ -66,7 +67,7 @@ static_assert(sizeof(Plan) * plan_limit == page);
 enum class Action : std::uint8_t { allow, deny, ask, record, skip };
 
 inline constexpr std::uint16_t if_uid = 1, if_uid_not = 2, if_port = 4, if_pid = 8, if_below = 16, if_path = 32,
-                               if_path_begins = 64, if_cgroup = 128;
+                               if_path_begins = 64, if_container = 128, if_container_begins = 256, if_contained = 512;
 
 // All conditions must hold.
 struct Rule {
@@ -76,12 +77,12 @@ struct Rule {
   std::uint8_t error;
   std::uint32_t uid_low, uid_high;
   std::uint32_t port_low, port_high;
-  std::uint32_t pid;   // of the process
-  std::uint32_t below; // the process, or one of its ancestors
-  std::uint64_t cgroup;
-  std::uint16_t path, path_length; // in Texts
-  std::uint32_t number;            // as it was given
-  std::uint64_t reserved[2];
+  std::uint32_t pid;                         // of the process
+  std::uint32_t below;                       // the process, or one of its ancestors
+  std::uint16_t path, path_length;           // in Texts
+  std::uint16_t container, container_length; // there, too; no length: no container
+  std::uint32_t number;                      // as it was given
+  std::uint32_t reserved[5];
 };
 static_assert(sizeof(Rule) * rule_limit == page);
 

@@ -104,6 +104,13 @@ Result<Config> config_of(const Kernel &kernel) {
     c.set_cgroup = group->offset;
     c.cgroup_node = node->offset;
     c.node_id = id->offset;
+    const auto name = layout.optional("kernfs_node", "name"),
+               parent = layout.optional_any("kernfs_node", {"__parent", "parent"}); // renamed in 6.15, 633488947ef6
+    if (name && parent) {
+      c.has_group_names = 1;
+      c.node_name = name->offset;
+      c.node_parent = parent->offset;
+    }
   }
   return c;
 }
@@ -179,26 +186,32 @@ Result<void> write_rules(std::span<std::byte> pages, const SimOptions &options,
       condition(rule.port.has_value(), if_port);
       condition(rule.pid.has_value(), if_pid);
       condition(rule.below.has_value(), if_below);
-      condition(rule.cgroup.has_value(), if_cgroup);
       condition(rule.path && !rule.path_begins, if_path);
       condition(rule.path && rule.path_begins, if_path_begins);
+      condition(rule.container && !rule.container_begins, if_container);
+      condition(rule.container && rule.container_begins, if_container_begins);
+      condition(rule.contained, if_contained);
       if (rule.uid)
         out.uid_low = rule.uid->low, out.uid_high = rule.uid->high;
       if (rule.port)
         out.port_low = rule.port->low, out.port_high = rule.port->high;
       out.pid = rule.pid.value_or(0);
       out.below = rule.below.value_or(0);
-      out.cgroup = rule.cgroup.value_or(0);
-      if (rule.path) {
-        if (used + rule.path->size() > sizeof texts.text)
-          return fail(ErrorCode::usage,
-                      "the paths of all rules together are longer than there is room for in the guest "
-                      "(3 KiB)");
-        out.path = static_cast<std::uint16_t>(used);
-        out.path_length = static_cast<std::uint16_t>(rule.path->size());
-        std::ranges::copy(*rule.path, texts.text + used);
-        used += rule.path->size();
-      }
+      const auto put = [&](const std::optional<std::string> &text, std::uint16_t &at, std::uint16_t &length) {
+        if (!text)
+          return true;
+        if (used + text->size() > sizeof texts.text)
+          return false;
+        at = static_cast<std::uint16_t>(used);
+        length = static_cast<std::uint16_t>(text->size());
+        std::ranges::copy(*text, texts.text + used);
+        used += text->size();
+        return true;
+      };
+      if (!put(rule.path, out.path, out.path_length) || !put(rule.container, out.container, out.container_length))
+        return fail(ErrorCode::usage,
+                    "the paths and containers of all rules together are longer than there is room for in the guest "
+                    "(3 KiB)");
       *rules++ = out;
     }
   auto &config = *reinterpret_cast<Config *>(pages.data());

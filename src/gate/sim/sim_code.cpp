@@ -62,7 +62,7 @@ public:
   [[nodiscard]] const Path &path() const { return path_; }
   [[nodiscard]] bool has_port() const { return has_port_; }
   [[nodiscard]] u32 port() const { return port_; }
-  [[nodiscard]] u64 task() const { return head_.task; }
+  [[nodiscard]] u64 group() const { return group_; } // struct kernfs_node
 
 private:
   [[nodiscard]] u64 argument(u32 number) const { return head_.arguments[number - 1]; }
@@ -77,6 +77,7 @@ private:
   Path path_;
   bool has_port_ = false;
   u32 port_ = 0;
+  u64 group_ = 0;
 };
 
 void Recorder::who() {
@@ -99,6 +100,7 @@ void Recorder::who() {
   u64 object = at<u64>(task + c.task_cgroups);
   object = is_kernel(data_.config, object) ? at<u64>(object + c.set_cgroup) : 0;
   object = is_kernel(data_.config, object) ? at<u64>(object + c.cgroup_node) : 0;
+  group_ = object;
   head_.cgroup = is_kernel(data_.config, object) ? at<u64>(object + c.node_id) : 0;
 }
 
@@ -309,6 +311,49 @@ Fits fits_path(const Data &data, const Rule &rule, const Path &path) {
   return Fits::yes;
 }
 
+// Where the digits of the container's id are in the names of a control group and those around it, the innermost first;
+// 0: in no container. What counts as one is what os/linux/tasks.cpp says of a group's path. A task's group stays while
+// the task runs, and its name with it.
+u64 container_of(const Config &c, u64 group) {
+  for (u32 i = 0; i < ancestor_limit && is_kernel(c, group); ++i) {
+    const u64 name = at<u64>(group + c.node_name);
+    u32 end = 0;
+    while (is_kernel(c, name) && end < group_name_limit && at<char>(name + end) != 0)
+      ++end;
+    constexpr u32 scope = 0x6f63732e, scope_end = 0x6570; // ".sco", "pe"
+    if (end > 6 && at<u32>(name + end - 6) == scope && at<u16>(name + end - 2) == scope_end)
+      end -= 6;
+    u32 begin = end;
+    while (begin != 0) {
+      const char digit = at<char>(name + begin - 1);
+      if ((digit < '0' || digit > '9') && (digit < 'a' || digit > 'f'))
+        break;
+      --begin;
+    }
+    const char before = begin == 0 ? '-' : at<char>(name + begin - 1);
+    if (end - begin == container_digits && (before == '-' || before == ':'))
+      return name + begin;
+    group = at<u64>(group + c.node_parent);
+  }
+  return 0;
+}
+
+Fits fits_container(const Data &data, const Rule &rule, u64 group) {
+  if (data.config.has_group_names == 0)
+    return Fits::unknown;
+  const u64 id = container_of(data.config, group);
+  if ((rule.conditions & if_contained) != 0)
+    return id != 0 ? Fits::yes : Fits::no;
+  const u32 length = id != 0 ? container_digits : 0;
+  if (length < rule.container_length ||
+      (length != rule.container_length && (rule.conditions & if_container_begins) == 0))
+    return Fits::no;
+  for (u32 i = 0; i < rule.container_length; ++i)
+    if (at<char>(id + i) != data.texts.text[rule.container + i])
+      return Fits::no;
+  return Fits::yes;
+}
+
 bool is_below(const Config &c, u64 task, u32 pid) {
   for (u32 i = 0; i < ancestor_limit && is_kernel(c, task); ++i) {
     const u32 id = at<u32>(task + c.task_tgid);
@@ -331,11 +376,13 @@ Fits fits(const Data &data, const Rule &rule, const RecordHead &head, const Reco
     return Fits::no;
   if ((when & if_pid) != 0 && head.tgid != rule.pid)
     return Fits::no;
-  if ((when & if_cgroup) != 0 && head.cgroup != rule.cgroup)
-    return Fits::no;
   if ((when & if_below) != 0 && !is_below(data.config, head.task, rule.below))
     return Fits::no;
-  return (when & (if_path | if_path_begins)) != 0 ? fits_path(data, rule, recorder.path()) : Fits::yes;
+  const Fits path = (when & (if_path | if_path_begins)) != 0 ? fits_path(data, rule, recorder.path()) : Fits::yes;
+  if (path == Fits::no || (when & (if_container | if_container_begins | if_contained)) == 0)
+    return path;
+  const Fits container = fits_container(data, rule, recorder.group());
+  return container == Fits::yes ? path : container;
 }
 
 struct Decision {

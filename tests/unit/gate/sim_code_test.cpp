@@ -54,6 +54,8 @@ protected:
     c.cred_euid = 4, c.mm_exe_file = 8, c.mm_pgd = 16;
     c.path_mnt = 0, c.path_dentry = 8;
     c.dentry_parent = 0, c.dentry_name = 8, c.dentry_name_length = 16;
+    c.set_cgroup = 0, c.cgroup_node = 8, c.node_id = 16, c.node_parent = 24, c.node_name = 32;
+    c.has_cgroups = c.has_group_names = 1;
     c.vfsmount_root = 0, c.mount_vfsmount = 32, c.mount_parent = 0, c.mount_mountpoint = 8;
     for (std::size_t i = 0; i < record_words; ++i)
       pages->texts.hash_key[i] = 0x9e3779b97f4a7c15 * (i + 3);
@@ -240,9 +242,10 @@ TEST_F(SimCodeTest, TheFirstRuleThatFitsDecides) {
                                      .port_high = 0,
                                      .pid = 0,
                                      .below = 0,
-                                     .cgroup = 0,
                                      .path = 0,
                                      .path_length = 0,
+                                     .container = 0,
+                                     .container_length = 0,
                                      .number = 1,
                                      .reserved = {}};
   add_rule(Action::deny);
@@ -266,6 +269,46 @@ TEST_F(SimCodeTest, AncestorsDecide) {
   rule.conditions = if_pid;
   rule.pid = 200;
   EXPECT_EQ(call(), 13);
+}
+
+TEST_F(SimCodeTest, ContainersDecide) {
+  const std::string id(64, 'c'), inside = "docker-" + id + ".scope";
+  Object set{}, group{}, node{}, outer{}, top{};
+  const auto name = [](Object &each, const char *text, Object *parent) {
+    each[3] = parent == nullptr ? 0 : address_of(parent->data());
+    each[4] = address_of(text);
+  };
+  task[7] = address_of(set.data());
+  set[0] = address_of(group.data());
+  group[1] = address_of(node.data());
+  name(node, "init.scope", &outer);
+  name(outer, inside.c_str(), &top);
+  name(top, "", nullptr);
+  Rule &rule = add_rule(Action::deny, if_container);
+  const auto wanted = [&](std::uint16_t condition, const std::string &text) {
+    rule.conditions = condition;
+    rule.container_length = static_cast<std::uint16_t>(text.size());
+    std::memcpy(pages->texts.text, text.data(), text.size());
+    return call() == 13;
+  };
+  EXPECT_TRUE(wanted(if_container, id));
+  EXPECT_FALSE(wanted(if_container, id.substr(1)));
+  EXPECT_TRUE(wanted(if_container_begins, "ccc"));
+  EXPECT_FALSE(wanted(if_container_begins, "cca"));
+  EXPECT_TRUE(wanted(if_contained, ""));
+  EXPECT_FALSE(wanted(if_container, "")) << "it is in one";
+  for (const std::string &none : {id + "0", id.substr(1), "x" + id, id + "-x", "docker-" + id.substr(1) + "g",
+                                  std::string(400, 'c'), std::string()}) {
+    name(outer, none.c_str(), &top);
+    EXPECT_FALSE(wanted(if_contained, "")) << none;
+    EXPECT_TRUE(wanted(if_container, "")) << none;
+  }
+  name(outer, id.c_str(), &outer); // a circle
+  EXPECT_TRUE(wanted(if_contained, ""));
+  name(outer, "circle", &outer);
+  EXPECT_FALSE(wanted(if_contained, ""));
+  pages->config.has_group_names = 0;
+  EXPECT_EQ(call(), -1) << "the monitor knows";
 }
 
 TEST_F(SimCodeTest, PortsDecide) {

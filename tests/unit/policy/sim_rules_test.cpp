@@ -32,6 +32,23 @@ TEST(SimRules, WhatTheGuestCanTellIsDecidedThere) {
   EXPECT_EQ(options.verdicts[1].number, 2);
 }
 
+TEST(SimRules, ContainersAreTold) {
+  const auto options = compiled({{"exec container=0123ab*", Action::deny},
+                                 {"exec container=?*", Action::deny},
+                                 {"exec container=abc", Action::deny},
+                                 {"exec container=a*b", Action::deny},
+                                 {"exec container!=abc", Action::deny}});
+  ASSERT_EQ(options.verdicts.size(), 5);
+  EXPECT_EQ(options.verdicts[0].container, "0123ab");
+  EXPECT_TRUE(options.verdicts[0].container_begins);
+  EXPECT_TRUE(options.verdicts[1].contained && !options.verdicts[1].container);
+  EXPECT_FALSE(options.verdicts[2].container_begins);
+  for (const std::size_t i : {0, 1, 2})
+    EXPECT_EQ(options.verdicts[i].action, SimAction::deny);
+  for (const std::size_t i : {3, 4})
+    EXPECT_EQ(options.verdicts[i].action, SimAction::ask);
+}
+
 TEST(SimRules, WhatItCannotTellIsAskedFor) {
   for (const char *text : {"exec argv=**x**", "exec path=/a/*/b", "exec path!=/a", "exec uid=x", "exec comm=sh path=/a",
                            "exec uid!=1,2", "exec pid=1-5"}) {
