@@ -273,6 +273,7 @@ SeenCall Gate::State::seen_call(std::uint32_t cpu, const sim::Record &record) {
   call.ppid = static_cast<std::int32_t>(head.parent);
   call.uid = head.euid;
   call.cgroup = head.cgroup;
+  call.group = Gva{head.group};
   call.comm = std::string(head.comm, ::strnlen(head.comm, sizeof head.comm));
   call.verdict = head.verdict;
   call.rule = head.rule;

@@ -112,7 +112,26 @@ Actor SecurityDriver::actor_of_seen(const SeenCall &call, std::string &parents) 
   if (const auto ran = executed_.find(call.task.value);
       actor.exe.empty() && ran != executed_.end() && ran->second.first == call.start_time)
     actor.exe = ran->second.second;
+  // In the call's moment, that is.
+  if (auto container = container_of(call))
+    actor.container_id = std::move(*container);
   return actor;
+}
+
+// A control group outlives most of its processes.
+std::optional<std::string> SecurityDriver::container_of(const SeenCall &call) {
+  if (call.cgroup == 0)
+    return std::nullopt;
+  if (const auto found = containers_.find(call.cgroup); found != containers_.end())
+    return found->second;
+  system_.refresh();
+  auto container = linux_guest::container_of_group(gate_.reader().kernel(), call.group, call.cgroup);
+  if (container) {
+    if (containers_.size() >= known_limit)
+      containers_.clear();
+    containers_[call.cgroup] = *container;
+  }
+  return container;
 }
 
 Record SecurityDriver::record_of(const SeenCall &call) {

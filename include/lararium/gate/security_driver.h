@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -65,6 +66,7 @@ private:
   [[nodiscard]] Record record_of(const SeenCall &call);
   [[nodiscard]] const Known *process_of(Gva task);
   [[nodiscard]] Actor actor_of_seen(const SeenCall &call, std::string &parents);
+  [[nodiscard]] std::optional<std::string> container_of(const SeenCall &call);
 
   JumpModule &gate_;
   OperatingSystem &system_;
@@ -73,6 +75,7 @@ private:
   DriverCounts counts_;
   std::unordered_map<std::uint64_t, Known> known_;                                    // by task
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::string>> executed_; // by task: start time, program
+  std::unordered_map<std::uint64_t, std::string> containers_;                         // by control group
   std::vector<SeenCall> seen_;
   std::vector<GateEvent> events_;
   std::vector<Tampering> tamperings_;

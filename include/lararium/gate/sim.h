@@ -36,8 +36,8 @@ struct SimRule {
   bool path_begins = false;                    // the call's path begins so; else it is so
   std::optional<std::string> container{};      // its id; empty: in no container
   bool container_begins = false;
-  bool contained = false; // in any container
-  std::uint32_t number = 0;                    // which of the user's rules it is part of, from 1 on
+  bool contained = false;   // in any container
+  std::uint32_t number = 0; // which of the user's rules it is part of, from 1 on
 };
 
 struct SimOptions {
@@ -59,7 +59,8 @@ struct SeenCall {
   std::uint64_t start_time = 0, program = 0;
   std::int32_t thread = 0, pid = 0, ppid = 0;
   std::uint32_t uid = 0;
-  std::uint64_t cgroup = 0;
+  std::uint64_t cgroup = 0; // the number of its control group; 0: not known
+  Gva group;                // and its struct kernfs_node
   std::string comm;
   int verdict = 0;
   std::uint32_t rule = 0; // whose verdict it is, from 1 on; 0: nobody's

@@ -103,11 +103,11 @@ struct RecordHead {
   std::uint64_t task, start_time, program; // struct task_struct; its mm's exe_file
   std::uint32_t pid, tgid, parent, euid;
   char comm[16];
-  std::uint64_t cgroup;
-  std::uint32_t rule; // whose verdict it is, from 1 on; 0: none
-  std::uint32_t lost; // records of this CPU that had no room, so far
+  std::uint64_t cgroup, group; // its control group's number, and struct kernfs_node
+  std::uint32_t rule;          // whose verdict it is, from 1 on; 0: none
+  std::uint32_t lost;          // records of this CPU that had no room, so far
 };
-static_assert(sizeof(RecordHead) == 152);
+static_assert(sizeof(RecordHead) == 160);
 inline constexpr std::uint8_t flag_cut = 1; // something did not fit
 
 struct CaptureHead {

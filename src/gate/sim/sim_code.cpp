@@ -62,7 +62,7 @@ public:
   [[nodiscard]] const Path &path() const { return path_; }
   [[nodiscard]] bool has_port() const { return has_port_; }
   [[nodiscard]] u32 port() const { return port_; }
-  [[nodiscard]] u64 group() const { return group_; } // struct kernfs_node
+  [[nodiscard]] u64 group() const { return head_.group; }
 
 private:
   [[nodiscard]] u64 argument(u32 number) const { return head_.arguments[number - 1]; }
@@ -77,7 +77,6 @@ private:
   Path path_;
   bool has_port_ = false;
   u32 port_ = 0;
-  u64 group_ = 0;
 };
 
 void Recorder::who() {
@@ -94,14 +93,16 @@ void Recorder::who() {
   head_.parent = is_kernel(data_.config, parent) ? at<u32>(parent + c.task_tgid) : 0;
   head_.euid = is_kernel(data_.config, cred) ? at<u32>(cred + c.cred_euid) : 0;
   head_.program = is_kernel(data_.config, mm) ? at<u64>(mm + c.mm_exe_file) : 0;
-  head_.cgroup = 0;
+  head_.cgroup = head_.group = 0;
   if (c.has_cgroups == 0)
     return;
   u64 object = at<u64>(task + c.task_cgroups);
   object = is_kernel(data_.config, object) ? at<u64>(object + c.set_cgroup) : 0;
   object = is_kernel(data_.config, object) ? at<u64>(object + c.cgroup_node) : 0;
-  group_ = object;
-  head_.cgroup = is_kernel(data_.config, object) ? at<u64>(object + c.node_id) : 0;
+  if (!is_kernel(data_.config, object))
+    return;
+  head_.group = object;
+  head_.cgroup = at<u64>(object + c.node_id);
 }
 
 void Recorder::add(CaptureKind kind, u64 key, u32 length, bool is_cut) {

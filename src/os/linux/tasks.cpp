@@ -908,6 +908,15 @@ std::optional<Process> process_of_task(const Kernel &kernel, Gva task) {
   return reader.read({process, static_cast<std::int32_t>(*pid), static_cast<std::int32_t>(*tgid)});
 }
 
+std::optional<std::string> container_of_group(const Kernel &kernel, Gva node, std::uint64_t number) {
+  const auto id = kernel.types().field("kernfs_node", "id");
+  const auto paths = PathResolver::create(kernel);
+  if (!id || !paths || kernel.read_field(node, *id) != number)
+    return std::nullopt;
+  const auto path = paths->kernfs_path(node);
+  return path ? std::optional(container_id_of(*path)) : std::nullopt;
+}
+
 std::optional<Gva> parent_of_task(const Kernel &kernel, Gva task) {
   const auto layout = kernel.layout<BriefLayout>();
   const auto parent = layout ? kernel.read_pointer(task, (*layout)->parent) : std::nullopt;

@@ -55,6 +55,10 @@ struct TaskBrief {
 // A task's real_parent's process; nothing for the first and where it cannot be read.
 [[nodiscard]] std::optional<Gva> parent_of_task(const Kernel &kernel, Gva task);
 
+// The id of the container that a control group (struct kernfs_node) belongs to, empty if it belongs to none; nothing
+// where it is no longer the group with this number.
+[[nodiscard]] std::optional<std::string> container_of_group(const Kernel &kernel, Gva node, std::uint64_t number);
+
 [[nodiscard]] Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query);
 
 } // namespace lararium::linux_guest
