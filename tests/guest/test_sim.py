@@ -186,9 +186,11 @@ class SimTest(test_guard.GuardTest):
 
     def test_a_budget_is_kept(self):
         with self.guard("--hooks", "exec,open", "--budget", "guest=0.01%") as monitor:
-            self.guest.check("i=0; while [ $i -lt 20000 ]; do : </dev/null; i=$((i+1)); done", timeout=120)
-            monitor.wait_for(lambda r: r["type"] == "guard_notice" and "open is told of without its arguments" in r["sentence"],
-                             "notice of less")
+            storm = self.guest.start("sh -c 'echo ready; while :; do : </dev/null; done'")
+            for less in ("open is told of without its arguments", "open is told of no more"):
+                monitor.wait_for(lambda r: r["type"] == "guard_notice" and less in r["sentence"], less)  # noqa: B023
+            time.sleep(0.5)
+            storm.stop()
         monitor.end()
         end = monitor.of("guard_ended")[0]["fields"]
         self.assertGreater(end["calls"], end["seen"], "some were left out")
