@@ -186,7 +186,7 @@ class SimTest(test_guard.GuardTest):
 
     def test_a_budget_is_kept(self):
         with self.guard("--hooks", "exec,open", "--budget", "guest=0.01%") as monitor:
-            storm = self.guest.start("sh -c 'echo ready; while :; do : </dev/null; done'")
+            storm = self.guest.start("sh -c 'echo ready; while :; do for i in $(seq 300); do : </dev/null; done; usleep 100000; done'")
             for less in ("open is told of without its arguments", "open is told of no more"):
                 monitor.wait_for(lambda r: r["type"] == "guard_notice" and less in r["sentence"], less)  # noqa: B023
             time.sleep(0.5)
