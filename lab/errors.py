@@ -9,5 +9,9 @@ class ConsoleGone(LabError):
     """QEMU ended, or closed the serial port."""
 
 
+class BootError(LabError):
+    """A guest does not come up."""
+
+
 class Skip(LabError):
     """This machine cannot do what was asked for (no huge pages, no libvirt, no network). A test skips on it."""
