@@ -161,6 +161,7 @@ void GuardServer::keep_budget() {
     return;
   const auto costs = gate->hook_costs();
   std::vector<gate::HookCost> hooks;
+  hooks.reserve(costs.size());
   for (const gate::SimHookCost &cost : costs)
     hooks.push_back({cost.hook->name, !cost.decides, cost.calls, cost.cycles});
   if (!keeper_)

@@ -9,7 +9,6 @@
 namespace lararium::gate {
 
 using namespace std::chrono_literals;
-using linux_guest::Kernel;
 
 namespace {
 
@@ -200,7 +199,7 @@ bool Gate::State::look_at_registers() {
 // it likes.
 void Gate::State::settle(std::vector<Tampering> &tamperings) {
   finish_repair(tamperings);
-  std::erase_if(spurious_, [&](const auto &each) {
+  std::erase_if(spurious_, [&](const std::pair<Gpa, Clock::time_point> &each) {
     if (Clock::now() < each.second)
       return false;
     static_cast<void>(protection_.protect(each.first, page_size));

@@ -9,7 +9,6 @@
 namespace lararium::gate {
 
 using namespace std::chrono_literals;
-using linux_guest::Kernel;
 
 namespace {
 

@@ -412,8 +412,8 @@ class ProcessReader {
 public:
   ProcessReader(const Kernel &kernel, const ProcessLayout &layout, const ArgumentPlaces &places,
                 const ProcessQuery &query, std::optional<PathResolver> paths, ViewStatus &status)
-      : kernel_(kernel), f_(layout), query_(query), paths_(std::move(paths)), boot_time_(boot_time_ns(kernel)),
-        status_(status), text_left_(view_text_limit(kernel)), known_places_(places.last) {
+      : kernel_(kernel), f_(layout), query_(query), paths_(paths), boot_time_(boot_time_ns(kernel)), status_(status),
+        text_left_(view_text_limit(kernel)), known_places_(places.last) {
     lines_.task = lines_of({f_.real_parent, f_.comm, f_.flags, f_.state, f_.exit_state, f_.start_time,
                             f_.static_priority, f_.cpu, f_.login_uid, f_.real_cred, f_.thread_pid, f_.nsproxy,
                             f_.signal, f_.mm, f_.utime, f_.stime, f_.exec_runtime, f_.cgroups, f_.exec_id});
@@ -903,8 +903,7 @@ std::optional<Process> process_of_task(const Kernel &kernel, Gva task) {
     return std::nullopt;
   ViewStatus status;
   const ArgumentPlaces none;
-  ProcessReader reader(kernel, **layout, none, {.arguments = false, .memory = false, .only_pid = {}}, std::move(*paths),
-                       status);
+  ProcessReader reader(kernel, **layout, none, {.arguments = false, .memory = false, .only_pid = {}}, *paths, status);
   return reader.read({process, static_cast<std::int32_t>(*pid), static_cast<std::int32_t>(*tgid)});
 }
 
@@ -933,7 +932,7 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
     TRY_ASSIGN(paths, PathResolver::create(kernel));
   }
   TRY_ASSIGN(const ArgumentPlaces *places, kernel.layout<ArgumentPlaces>());
-  ProcessReader reader(kernel, *layout, *places, query, std::move(paths), view.status);
+  ProcessReader reader(kernel, *layout, *places, query, paths, view.status);
 
   view.items.reserve(query.only_pid ? 1 : tasks.size());
   std::size_t ahead = 0;

@@ -10,12 +10,18 @@ using gate::SimAction;
 constexpr gate::HookEntry exec{"exec", "", "", true, nullptr, nullptr},
     connect{"connect", "", "", true, nullptr, nullptr}, open{"open", "", "", true, nullptr, nullptr};
 
-gate::SimOptions compiled(const std::vector<std::pair<const char *, Action>> &texts) {
+using Texts = std::vector<std::pair<const char *, Action>>;
+std::vector<Rule> rules_of(const Texts &texts) {
   std::vector<Rule> rules;
+  rules.reserve(texts.size());
   for (const auto &[text, action] : texts)
     rules.push_back(*parse_rule(text, action));
+  return rules;
+}
+
+gate::SimOptions compiled(const Texts &texts) {
   gate::SimOptions options;
-  add_sim_rules(options, rules, {&exec, &connect, &open});
+  add_sim_rules(options, rules_of(texts), {&exec, &connect, &open});
   return options;
 }
 
@@ -90,12 +96,7 @@ TEST(Rules, OnlyAndSkipSayWhatIsRecorded) {
   Record record;
   record.actor.emplace().pid = 50;
   record.with("path", std::string("/tmp/a")).with("parents", std::string("sh (40), init (1)"));
-  const auto recorded = [&](std::vector<std::pair<const char *, Action>> texts) {
-    std::vector<Rule> rules;
-    for (const auto &[text, action] : texts)
-      rules.push_back(*parse_rule(text, action));
-    return is_recorded(rules, "open", record);
-  };
+  const auto recorded = [&](const Texts &texts) { return is_recorded(rules_of(texts), "open", record); };
   EXPECT_TRUE(recorded({}));
   EXPECT_TRUE(recorded({{"exec path=/x", Action::only}})) << "of another hook";
   EXPECT_FALSE(recorded({{"open path=/x", Action::only}}));
