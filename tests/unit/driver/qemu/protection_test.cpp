@@ -313,14 +313,15 @@ TEST(Userfault, FilterThatWouldEndTheProcessDoesNot) {
 // all, and keep at most descriptors on which nothing waits.
 void kill_while_taking(bool busy) {
   const Victim victim(Victim::Memory::anonymous, busy);
+  const auto process = Process::open(victim.pid());
+  const auto site = find_call_site(*process);
+  ASSERT_TRUE(site);
   unsigned completed = 0, killed = 0;
   for (unsigned i = 0; i < 400; ++i) {
     int ends[2];
     ASSERT_EQ(::pipe(ends), 0);
     const pid_t tracer = ::fork();
     if (tracer == 0) {
-      const auto process = Process::open(victim.pid());
-      const auto site = find_call_site(*process);
       char go = 0;
       static_cast<void>(::write(ends[1], &go, 1));
       auto thread = StoppedThread::stop(*process, *site);
@@ -351,7 +352,6 @@ void kill_while_taking(bool busy) {
   EXPECT_GT(killed, 20U);
   const auto left = [&] { return std::ranges::count(victim.descriptors(), "anon_inode:[userfaultfd]"); };
   ::testing::Test::RecordProperty("descriptors_left", static_cast<int>(left()));
-  const auto process = Process::open(victim.pid());
   std::chrono::nanoseconds stopped{};
   EXPECT_TRUE(take_userfaultfd(*process, stopped));
   EXPECT_EQ(left(), 0);
