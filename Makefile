@@ -6,7 +6,7 @@ BUILD_TYPE ?= RelWithDebInfo
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
 # How long CTest lets each fuzzer run.
-FUZZ_SECONDS ?= 5
+FUZZ_SECONDS ?= 3
 
 export CTEST_OUTPUT_ON_FAILURE := 1
 

@@ -29,7 +29,7 @@ from .errors import BootError, ConsoleGone, LabError, Skip
 BOOT_TIMEOUT = 150  # a few seconds where nothing else runs; test machines are busy
 # TCG with several threads loses a kernel that patches its code (ADR 5): of the younger ones every thirtieth on a busy
 # machine, while it boots and nobody is there but the lab.
-BOOT_TRIES = 3
+BOOT_TRIES, EARLY_TRY_SECONDS = 3, 40
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
@@ -89,7 +89,8 @@ class Machine:
                 self._start(for_test)
                 self._connect_console()
                 if boot_timeout is not None:
-                    self.wait_boot(boot_timeout)
+                    is_last = not tries_left or not self._can_be_lost_by_tcg()
+                    self.wait_boot(boot_timeout if is_last else min(boot_timeout, EARLY_TRY_SECONDS))
                 return
             except BootError as error:
                 self.stop()
@@ -136,10 +137,13 @@ class Machine:
             raise BootError(f"the guest {self.name} did not boot: {error}\n{self._last_words()}") from error
         self.boot_seconds = time.monotonic() - began
 
+    def _can_be_lost_by_tcg(self) -> bool:
+        return self.options.accel == "tcg" and self.options.tcg_threads == "multi" and self.options.cpus > 1
+
     def _seems_lost_by_tcg(self, error: BootError) -> bool:
         """Whether the kernel met a breakpoint of its own that is gone, or hangs in handling it."""
-        several = self.options.accel == "tcg" and self.options.tcg_threads == "multi" and self.options.cpus > 1
-        return several and ("Oops: int3" in str(error) or isinstance(error.__cause__, TimeoutError))
+        return self._can_be_lost_by_tcg() and (
+            "Oops: int3" in str(error) or isinstance(error.__cause__, TimeoutError))
 
     # What each kind of machine has of its own.
     release = ""  # of the kernel
