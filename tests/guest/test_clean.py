@@ -138,10 +138,9 @@ def add(name, tests):
 
 for each in LOADS:
     add(each, CleanTraced if each in TRACERS else Clean)
-for tests in (Clean, CleanTraced):
-    for each in unittest.TestLoader().getTestCaseNames(tests):
-        if not CHOSEN.search(each):
-            delattr(tests, each)
+for each in [(tests, name) for tests in (Clean, CleanTraced) for name in unittest.TestLoader().getTestCaseNames(tests)]:
+    if not CHOSEN.search(each[1]):
+        delattr(*each)
 
 if __name__ == "__main__":
     harness.main()
