@@ -80,7 +80,7 @@ class Machine:
         self.process = self.guardian = self.console = None
         self.boot_seconds = None
         self._lock = threading.RLock()
-        for tries_left in reversed(range(BOOT_TRIES)):
+        for tries_left in reversed(range(BOOT_TRIES if self._can_be_lost_by_tcg() else 1)):
             self._make_folder()
             try:
                 if for_test:
@@ -89,12 +89,12 @@ class Machine:
                 self._start(for_test)
                 self._connect_console()
                 if boot_timeout is not None:
-                    is_last = not tries_left or not self._can_be_lost_by_tcg()
-                    self.wait_boot(boot_timeout if is_last else min(boot_timeout, EARLY_TRY_SECONDS))
+                    self.wait_boot(min(boot_timeout, EARLY_TRY_SECONDS) if tries_left else boot_timeout)
                 return
             except BootError as error:
                 self.stop()
-                if not tries_left or not self._seems_lost_by_tcg(error):
+                is_lost = "Oops: int3" in str(error) or isinstance(error.__cause__, TimeoutError)  # or hangs in handling it
+                if not tries_left or not is_lost:
                     raise
                 print(f"lab: once more: {error}", file=sys.stderr)
             except BaseException:
@@ -139,11 +139,6 @@ class Machine:
 
     def _can_be_lost_by_tcg(self) -> bool:
         return self.options.accel == "tcg" and self.options.tcg_threads == "multi" and self.options.cpus > 1
-
-    def _seems_lost_by_tcg(self, error: BootError) -> bool:
-        """Whether the kernel met a breakpoint of its own that is gone, or hangs in handling it."""
-        return self._can_be_lost_by_tcg() and (
-            "Oops: int3" in str(error) or isinstance(error.__cause__, TimeoutError))
 
     # What each kind of machine has of its own.
     release = ""  # of the kernel
