@@ -34,9 +34,11 @@ demo:
 	$(MAKE) build
 	tools/demo --program $(BUILD)/bin/lararium
 
-# The tests of the sanitizer build are part of the same CTest run; cmake/sanitizer_tests.cmake includes them.
+# The tests of the sanitizer build are part of the same CTest run; cmake/sanitizer_tests.cmake includes them. Unit tests
+# are built and run with sanitizers only; `make test-all` and tools/presubmit run those of the plain build, too.
+test: TEST_TARGETS = guest_test_programs
 test: test-build
-	ctest --test-dir $(BUILD) --parallel $(JOBS) --label-regex '^(unit|golden|sanitizer|fuzz|ci)$$' --no-tests=error \
+	ctest --test-dir $(BUILD) --parallel $(JOBS) --label-regex '^(golden|sanitizer|fuzz|ci)$$' --no-tests=error \
 	  --repeat until-pass:2
 
 test-all: test-build
@@ -51,7 +53,7 @@ test-build:
 	cmake --build $(ASAN_BUILD) --parallel $(JOBS)
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=$(BUILD_TYPE) -DLARARIUM_TESTS=ON \
 	  -DLARARIUM_SANITIZER_BUILD=$(abspath $(ASAN_BUILD))
-	cmake --build $(BUILD) --parallel $(JOBS)
+	cmake --build $(BUILD) --parallel $(JOBS) $(addprefix --target ,$(TEST_TARGETS))
 
 bench:
 	tools/install_dependencies build demo bench
