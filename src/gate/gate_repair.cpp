@@ -1,6 +1,7 @@
 #include "gate_state.h"
 
 #include "running_kernel.h"
+#include "whole_word.h"
 
 #include <algorithm>
 #include <cstring>
@@ -296,8 +297,19 @@ void Gate::State::finish_repair(std::vector<Tampering> &tamperings) {
 }
 
 Gate::State::Outcome Gate::State::put_back(Changed &changed) {
+  const auto took = [&] { return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - changed.seen); };
   if (!changed.is_held) {
     changed.right = changed.tampering.expected;
+    // A ring's state is for the CPU alone, which must not be in the middle of it.
+    const auto page = changed.ring ? std::span<std::byte>() : protection_.page_in_place(changed.place.page());
+    if (!changed.tampering.in_memory_after &&
+        replace_as_a_whole(page, changed.place.page_offset(), changed.tampering.found, changed.right)) {
+      if (changed.place == place_.entry || protection_.may_hold_code()) {
+        changed.tampering.put_back = true;
+        return Outcome::done;
+      }
+      changed.tampering.in_memory_after = took();
+    }
     return repair_ ? Outcome::later : Outcome::by_code_writer;
   }
   std::array<std::byte, page_size> now{};
@@ -338,6 +350,7 @@ Gate::State::Outcome Gate::State::put_back(Changed &changed) {
   memory_.refresh();
   if (!by_code_writer)
     return Outcome::done;
+  changed.tampering.in_memory_after = took();
   changed.place += first;
   changed.right.assign(part.begin(), part.end());
   return Outcome::by_code_writer;

@@ -190,6 +190,8 @@ Record SecurityDriver::record_of(const Tampering &tampering) {
   if (!is_forged)
     record.with("put_back", tampering.put_back)
         .with("after_microseconds", static_cast<std::uint64_t>(tampering.after.count()));
+  if (tampering.in_memory_after)
+    record.with("in_memory_after_microseconds", static_cast<std::uint64_t>(tampering.in_memory_after->count()));
   record.finding = Finding{.check = "guard",
                            .subject = tampering.what,
                            .severity = Severity::critical,

@@ -173,7 +173,8 @@ class GuardTest(harness.QuietGuestTest):
                 if put_back:
                     self.assertTrue(record["fields"]["put_back"], record)
                     self.assertNotEqual(record["fields"]["expected_bytes"], record["fields"]["found_bytes"])
-                print(f"{attack}: {record['sentence']}; after {record['fields'].get('after_microseconds')} us")
+                print(f"{attack}: {record['sentence']}; after {record['fields'].get('after_microseconds')} us, in memory "
+                      f"after {record['fields'].get('in_memory_after_microseconds', '(the same)')}")
                 for cpu in range(2):
                     self.assertEqual(self.guest.run(f"taskset {1 << cpu:x} /tmp/true").code, 126)
                 attacker.off(attack)

@@ -34,6 +34,8 @@ struct Tampering {
   std::optional<std::uint32_t> vcpu; // who wrote, where that is known, and what it ran then
   std::optional<linux_guest::TaskBrief> task{};
   std::chrono::microseconds after{}; // from the moment it was seen to the moment it was put back
+  // To when memory had it again, where more was needed: a VM that keeps translations of code must forget them.
+  std::optional<std::chrono::microseconds> in_memory_after{};
 };
 
 struct GateSite {
