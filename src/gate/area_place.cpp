@@ -21,8 +21,8 @@ struct Range {
   Gpa begin, end;
 };
 
-// What the kernel's memory map calls RAM, below 1 MiB.
-std::vector<Range> low_ram(const Kernel &kernel) {
+// What the kernel's memory map calls RAM.
+std::vector<Range> kernel_ram(const Kernel &kernel) {
   linux_guest::LayoutResolver layout(kernel.types());
   const auto variable = kernel.symbol("e820_table");
   const auto table = variable ? kernel.read_pointer(*variable) : std::nullopt;
@@ -40,8 +40,8 @@ std::vector<Range> low_ram(const Kernel &kernel) {
     const Gva entry = *table + entries->offset + i * *stride;
     const auto begin = kernel.read_field(entry, *address), length = kernel.read_field(entry, *size),
                kind = kernel.read_field(entry, *type);
-    if (begin && length && kind && static_cast<std::int64_t>(*kind) == *ram && *begin < low_memory_end.value)
-      ranges.push_back({Gpa{*begin}, Gpa{std::min(*begin + *length, low_memory_end.value)}});
+    if (begin && length && kind && static_cast<std::int64_t>(*kind) == *ram)
+      ranges.push_back({Gpa{*begin}, Gpa{*begin + *length}});
   }
   return ranges;
 }
@@ -87,8 +87,8 @@ bool is_unused(const Kernel &kernel, Gpa page, const Remains &remains) {
 
 // In order.
 Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel, const Remains &remains) {
-  const auto ram = low_ram(kernel);
-  if (ram.empty())
+  const auto ram = kernel_ram(kernel);
+  if (std::ranges::none_of(ram, [](const Range &range) { return range.begin < low_memory_end; }))
     return fail(ErrorCode::unsupported, "the kernel's memory map shows no memory below 1 MiB");
   TRY_ASSIGN(const auto flags, PageFlags::of(kernel));
   std::optional<Gpa> real_mode;
@@ -172,6 +172,48 @@ Result<AreaPlace> find_area_place(const Kernel &kernel, std::size_t pages, const
                   frames.size(), pages));
 }
 
+std::optional<RamRange> find_block(const PhysicalMemory &memory, std::string_view name) {
+  for (const RamRange &range : memory.ranges())
+    if (range.block == name || range.block.ends_with(fmt::format("/{}", name)))
+      return range;
+  return std::nullopt;
+}
+
+Result<void> find_rings_place(const Kernel &kernel, const PhysicalMemory &memory, std::string_view block,
+                              std::uint64_t size, AreaPlace &place) {
+  const auto found = find_block(memory, block);
+  if (!found)
+    return fail(ErrorCode::not_found,
+                fmt::format("the VM has no memory {} that its guest can reach: it is to be the memdev of an "
+                            "ivshmem-plain device, whose id it is named by here",
+                            block));
+  const auto ram = kernel_ram(kernel);
+  if (ram.empty() || std::ranges::any_of(ram, [&](const Range &range) {
+        return range.begin < found->base + found->size && found->base < range.end;
+      }))
+    return fail(ErrorCode::usage, fmt::format("{} is the guest's RAM: rings take the memory of a device", block));
+  const Gpa base{(found->base.value + rings_room - 1) / rings_room * rings_room};
+  if (found->size < rings_room || base - found->base > found->size - rings_room)
+    return fail(ErrorCode::unsupported, fmt::format("the memory {} is less than 2 MiB", block));
+  std::array<std::byte, page_size> page{};
+  for (std::uint64_t offset = 0; offset < size; offset += page_size)
+    if (!memory.read(base + offset, page) ||
+        std::ranges::any_of(page, [](std::byte byte) { return byte != std::byte{0}; }))
+      return fail(ErrorCode::unsupported,
+                  fmt::format("something stands in the memory {}: rings take memory that nobody uses", block));
+  for (const Gva window : area_windows()) {
+    const auto entry = window == place.window ? std::nullopt : window_entry(kernel, window);
+    std::uint64_t value = 1;
+    if (!entry || !kernel.memory().read(*entry, writable_bytes_of(value)) || value != 0)
+      continue;
+    place.rings_window = window;
+    place.rings_entry = *entry;
+    place.rings_memory = base;
+    return {};
+  }
+  return fail(ErrorCode::unsupported, "the kernel's page tables have no second free entry near its text");
+}
+
 std::uint64_t area_table_entry(Gpa frame, bool executable, bool writable) {
   constexpr std::uint64_t accessed = 1 << 5, dirty = 1 << 6;
   using namespace x86_64;
@@ -184,5 +226,7 @@ std::uint64_t area_directory_entry(Gpa table) {
   using namespace x86_64;
   return table.value | entry::present | entry::writable | accessed | dirty;
 }
+
+std::uint64_t rings_directory_entry(Gpa memory) { return area_table_entry(memory, false, true) | x86_64::entry::large; }
 
 } // namespace lararium::gate

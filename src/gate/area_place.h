@@ -29,6 +29,9 @@ struct AreaPlace {
   Gpa entry; // of the page table entry that leads to `table`
   Gpa table; // our page table
   Gpa first; // of the area's frames, which follow each other
+  // Where SIM's rings lie in a device's memory: another window, whose entry maps that at once.
+  Gva rings_window{};
+  Gpa rings_entry{}, rings_memory{};
   [[nodiscard]] Gva base() const { return window + first.value; }
 };
 
@@ -52,9 +55,20 @@ struct Remains {
 [[nodiscard]] Result<AreaPlace> find_area_place(const linux_guest::Kernel &kernel, std::size_t pages,
                                                 const Remains &remains);
 
+// A RAM block by its whole name, or by the id of the object that it is of.
+[[nodiscard]] std::optional<RamRange> find_block(const PhysicalMemory &memory, std::string_view name);
+
+// A free window for rings in the memory of a RAM block; of no use are blocks of which the kernel has RAM, and those in
+// which something stands.
+[[nodiscard]] Result<void> find_rings_place(const linux_guest::Kernel &kernel, const PhysicalMemory &memory,
+                                            std::string_view block, std::uint64_t size, AreaPlace &place);
+
 // The entries of the page table: code is executable, of the rest only `writable` pages (by number) can be written.
 // Everything that a CPU would set itself (accessed, dirty) is set.
 [[nodiscard]] std::uint64_t area_table_entry(Gpa frame, bool executable, bool writable);
 [[nodiscard]] std::uint64_t area_directory_entry(Gpa table);
+// Of the window of the rings.
+[[nodiscard]] std::uint64_t rings_directory_entry(Gpa memory);
+inline constexpr std::uint64_t rings_room = 2 << 20; // that one entry maps
 
 } // namespace lararium::gate

@@ -118,6 +118,13 @@ std::optional<std::vector<CallSite>> Gate::State::calls_of(const Found &area) co
   return calls;
 }
 
+bool Gate::State::has_rings_of(const Found &area) const {
+  if (!shape_.sim.rings_elsewhere)
+    return !area.rings_memory;
+  const auto range = find_block(memory_, options_.sim->ring_block);
+  return range && area.rings_memory >= range->base && area.rings_memory - range->base < range->size;
+}
+
 // False: there is nothing that is just what would be put in.
 Result<bool> Gate::State::adopt() {
   const auto area = find_area(kernel_);
@@ -136,12 +143,18 @@ Result<bool> Gate::State::adopt() {
   const std::uint64_t mapped = shape_.is_everywhere(shape_.size()) ? shape_.size() : shape_.sim_data();
   const bool all_calls = calls && others && others->sites.empty() && shape_.pages() == area->pages &&
                          area->frames.size() == mapped / page_size &&
-                         area->frames.back() - area->frames.front() == mapped - page_size;
+                         area->frames.back() - area->frames.front() == mapped - page_size && has_rings_of(*area);
   bool same = false;
   if (all_calls) {
     calls_ = std::move(*calls);
     TRY(number_stubs());
-    place_ = {.window = area->window, .entry = area->entry, .table = area->table, .first = area->frames.front()};
+    place_ = {.window = area->window,
+              .entry = area->entry,
+              .table = area->table,
+              .first = area->frames.front(),
+              .rings_window = area->rings_window,
+              .rings_entry = area->rings_entry,
+              .rings_memory = area->rings_memory};
     TRY(make_pages(area->generation + 1));
     std::vector<std::byte> now(shape_.slots()), table(page_size);
     same = memory_.read(place_.first, now) && memory_.read(place_.table, table) && table == table_;
@@ -193,7 +206,10 @@ Found Gate::State::here() const {
              .frames = {},
              .sites = patched_,
              .generation = settings_.generation,
-             .pages = static_cast<std::uint32_t>(shape_.pages())};
+             .pages = static_cast<std::uint32_t>(shape_.pages()),
+             .rings_window = place_.rings_window,
+             .rings_entry = place_.rings_entry,
+             .rings_memory = place_.rings_memory};
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
     if (shape_.is_everywhere(offset))
       area.frames.push_back(frame_of(offset));
@@ -210,6 +226,8 @@ Result<void> Gate::State::find_place() {
   if (options_.sim)
     TRY(choose_ring());
   TRY_ASSIGN(place_, find_area_place(kernel_, shape_.pages(), before));
+  if (shape_.sim.rings_elsewhere)
+    TRY(find_rings_place(kernel_, memory_, options_.sim->ring_block, shape_.cpus * shape_.sim.ring_size, place_));
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size)
     offsets_.emplace(frame_of(offset), offset);
   offsets_.emplace(place_.table, shape_.size());
@@ -231,6 +249,7 @@ Result<void> Gate::State::make_pages(std::uint32_t generation) {
                .patience_cycles = cycles_in(kernel_, options_.patience)};
   if (options_.sim)
     TRY(place_sim_data());
+  settings_.rings = place_.rings_window;
   expected_ = make_area(place_.base(), shape_, settings_, stubs_, patched_);
   table_.resize(page_size);
   for (std::uint64_t offset = 0; offset < shape_.size(); offset += page_size) {
@@ -257,6 +276,8 @@ Result<void> Gate::State::put_in() {
   std::uint64_t entry = 1;
   if (!memory_.read(place_.entry, writable_bytes_of(entry)) || entry != 0)
     return fail(ErrorCode::unsupported, "the free entry of the kernel's page tables was taken meanwhile");
+  if (place_.rings_memory && (!memory_.read(place_.rings_entry, writable_bytes_of(entry)) || entry != 0))
+    return fail(ErrorCode::unsupported, "the free entry for the rings was taken meanwhile");
   std::array<std::byte, page_size> page{};
   for (const auto &[frame, offset] : offsets_)
     if (!memory_.read(frame, page) ||
@@ -285,6 +306,10 @@ Result<void> Gate::State::put_in() {
     for (std::uint64_t offset = from; offset < to; offset += page_size)
       TRY(write(offset));
   TRY(write_sim(*session));
+  if (place_.rings_memory) {
+    const std::uint64_t rings = rings_directory_entry(place_.rings_memory);
+    TRY(session->write(place_.rings_entry, std::as_bytes(std::span(&rings, 1))));
+  }
   for (const PatchedSite &site : patched_)
     TRY(session->write(site.physical + 1, std::as_bytes(std::span(&site.patched, 1))));
   TRY(session->end());

@@ -80,9 +80,12 @@ void Gate::State::take_write(std::uint64_t offset, const WriteFault &fault) {
 
 void Gate::State::look_at_kernel() {
   system_.refresh();
-  if (const auto highest = kernel_.symbol("max_pfn"); highest && !memory_.ranges().empty()) {
-    const RamRange &last = memory_.ranges().back();
-    memory_grew = kernel_.read<std::uint64_t>(*highest).value_or(0) > (last.base.value + last.size) / page_size;
+  if (const auto symbol = kernel_.symbol("max_pfn")) {
+    const std::uint64_t past = kernel_.read<std::uint64_t>(*symbol).value_or(0);
+    memory_grew =
+        past != 0 && std::ranges::none_of(memory_.ranges(), [&](const RamRange &range) {
+          return (past - 1) * page_size >= range.base.value && (past - 1) * page_size - range.base.value < range.size;
+        });
   }
   if (shape_.space_tables != 0)
     follow_kernel();
@@ -141,6 +144,12 @@ void Gate::State::look_at_calls() {
   compare(
       place_.entry, std::as_bytes(std::span(&directory, 1)),
       [] { return std::string("the kernel's page table entry that leads to the hooks"); }, place_.base());
+  if (place_.rings_memory) {
+    const std::uint64_t rings = rings_directory_entry(place_.rings_memory);
+    compare(
+        place_.rings_entry, std::as_bytes(std::span(&rings, 1)),
+        [] { return std::string("the kernel's page table entry that leads to the rings"); }, place_.rings_window);
+  }
   for (std::size_t i = 0; i < patched_.size(); ++i) {
     std::array<std::byte, 5> expected{calls_[i].is_jump ? std::byte{0xe9} : std::byte{0xe8}};
     std::memcpy(expected.data() + 1, &patched_[i].patched, sizeof patched_[i].patched);
@@ -304,7 +313,7 @@ Gate::State::Outcome Gate::State::put_back(Changed &changed) {
     const auto page = changed.ring ? std::span<std::byte>() : protection_.page_in_place(changed.place.page());
     if (!changed.tampering.in_memory_after &&
         replace_as_a_whole(page, changed.place.page_offset(), changed.tampering.found, changed.right)) {
-      if (changed.place == place_.entry || protection_.may_hold_code()) {
+      if (changed.place == place_.entry || changed.place == place_.rings_entry || protection_.may_hold_code()) {
         changed.tampering.put_back = true;
         return Outcome::done;
       }

@@ -20,7 +20,7 @@ constexpr std::uint64_t top_entries = 512, free_top_entry = 256; // "guard hole,
 
 // As large as what is there, where that is what is asked for.
 void Gate::State::shape_of_sim(Gpa first) {
-  shape_.sim = {.cpus = shape_.cpus, .ring_size = least_ring};
+  shape_.sim = {.cpus = shape_.cpus, .ring_size = least_ring, .rings_elsewhere = !options_.sim->ring_block.empty()};
   sim::Config config{};
   std::uint64_t space = 0;
   const bool is_there = memory_.read(first + shape_.sim_data(), writable_bytes_of(config)) &&
@@ -62,8 +62,7 @@ Result<void> Gate::State::renew_sim() {
 }
 
 Result<void> Gate::State::write_sim(CodeSession &session) const {
-  const std::uint64_t first_ring =
-      shape_.sim.ring_size == 0 ? shape_.sim_data() : shape_.sim_data() + shape_.sim.ring(0);
+  const std::uint64_t first_ring = shape_.sim_data() + (shape_.sim.ring_size == 0 ? 0 : shape_.sim.rings());
   for (const auto &[from, to] : {std::pair{shape_.sim_data(), first_ring}, std::pair{shape_.space(), shape_.size()}})
     for (std::uint64_t offset = from; offset < to; offset += page_size)
       TRY(session.write(frame_of(offset), Bytes(expected_).subspan(offset, page_size)));
@@ -75,7 +74,15 @@ Result<void> Gate::State::choose_ring() {
   const SimOptions &sim = *options_.sim;
   shape_.space_tables = space_tables();
   const std::uint64_t wanted = sim.ring_bytes == 0 ? most_ring : sim.ring_bytes;
-  shape_.sim = {.cpus = shape_.cpus, .ring_size = wanted};
+  shape_.sim = {.cpus = shape_.cpus, .ring_size = wanted, .rings_elsewhere = !sim.ring_block.empty()};
+  if (shape_.sim.rings_elsewhere) {
+    const std::uint64_t room = std::bit_floor(rings_room / shape_.cpus);
+    if (sim.ring_bytes > room)
+      return fail(ErrorCode::usage, fmt::format("the rings of {} CPUs have 2 MiB together: at most {} KiB each",
+                                                shape_.cpus, room >> 10));
+    shape_.sim.ring_size = sim.ring_bytes == 0 ? std::min(room, largest_ring) : sim.ring_bytes;
+    return {};
+  }
   while (true) {
     auto place = find_area_place(kernel_, shape_.pages(), before);
     if (place)
@@ -201,19 +208,17 @@ void Gate::State::drain(std::uint32_t cpu, std::vector<Tampering> &tamperings) {
   }
   ring.counts.lost = state.lost;
   ring.counts.doorbells = state.doorbells;
-  const auto tell = [&](std::string what, std::uint64_t offset) {
+  const auto tell = [&](std::string what, Gva address) {
     ++counts.forged;
-    tamperings.push_back(
-        {.what = std::move(what), .address = place_.base() + offset, .expected = {}, .found = {}, .vcpu = {}});
+    tamperings.push_back({.what = std::move(what), .address = address, .expected = {}, .found = {}, .vcpu = {}});
   };
   if (state.forged != ring.forged) {
-    tell(fmt::format("the hooks of CPU {} were called from where no hook is", cpu), place);
+    tell(fmt::format("the hooks of CPU {} were called from where no hook is", cpu), place_.base() + place);
     ring.forged = state.forged;
   }
   if (state.head == ring.reader.tail())
     return;
-  const std::uint64_t bytes_at = shape_.sim_data() + shape_.sim.ring(cpu);
-  if (!memory_.read(frame_of(bytes_at), ring_bytes_))
+  if (!memory_.read(ring_memory(cpu), ring_bytes_))
     return;
   std::vector<sim::Record> records;
   std::vector<std::string> wrong;
@@ -222,7 +227,7 @@ void Gate::State::drain(std::uint32_t cpu, std::vector<Tampering> &tamperings) {
   for (const sim::Record &record : records)
     seen.push_back(seen_call(cpu, record));
   for (const std::string &sentence : wrong)
-    tell(fmt::format("the ring of CPU {} {}", cpu, sentence), bytes_at);
+    tell(fmt::format("the ring of CPU {} {}", cpu, sentence), *load<Gva>(expected_, shape_.cpu_entry(cpu) + CPU_RING));
   const std::uint64_t tail = ring.reader.tail();
   static_cast<void>(write_area(shape_.cpu_entry(cpu) + CPU_TAIL, std::as_bytes(std::span(&tail, 1))));
   if (!ring.reader.is_out_of_step())

@@ -109,6 +109,11 @@ private:
   };
 
   [[nodiscard]] Gpa frame_of(std::uint64_t offset) const { return place_.first + offset; }
+  [[nodiscard]] Gpa ring_memory(std::uint32_t cpu) const {
+    const std::uint64_t offset = cpu * shape_.sim.ring_size;
+    return shape_.sim.rings_elsewhere ? place_.rings_memory + offset
+                                      : frame_of(shape_.sim_data() + shape_.sim.rings() + offset);
+  }
   [[nodiscard]] bool is_held(std::uint64_t offset) const {
     return !shape_.is_slot(offset) && !shape_.is_bell(offset) && !shape_.is_doorbell(offset) && !shape_.is_ring(offset);
   }
@@ -129,6 +134,7 @@ private:
   void take_doorbell(std::uint64_t offset, std::vector<Tampering> &tamperings);
   [[nodiscard]] SeenCall seen_call(std::uint32_t cpu, const sim::Record &record);
   [[nodiscard]] std::optional<std::vector<CallSite>> calls_of(const Found &area) const;
+  [[nodiscard]] bool has_rings_of(const Found &area) const;
   Result<void> write_board(std::uint64_t offset, Bytes bytes);
   Result<void> write_area(std::uint64_t offset, Bytes bytes);
   [[nodiscard]] bool read_slot(std::uint32_t cpu, Slot &slot) const;

@@ -57,6 +57,25 @@ bool restore_sites(const Kernel &kernel, CodeSession &session, const Found &area
   return all && done.has_value();
 }
 
+// The board lies in the guest: what it names must be one of the windows that rings may be in.
+void find_rings(const Kernel &kernel, Found &found) {
+  Gva window;
+  if (!kernel.memory().read(found.frames.front() + GATE_BOARD + BOARD_RINGS, writable_bytes_of(window.value)))
+    return;
+  for (const Gva each : area_windows())
+    if (const auto entry = each == window && each != found.window ? window_entry(kernel, each) : std::nullopt) {
+      std::uint64_t value = 0;
+      if (!kernel.memory().read(*entry, writable_bytes_of(value)))
+        return;
+      const Gpa memory{value & x86_64::entry::address_mask & ~(rings_room - 1)};
+      if (value == rings_directory_entry(memory)) {
+        found.rings_window = window;
+        found.rings_entry = *entry;
+        found.rings_memory = memory;
+      }
+    }
+}
+
 } // namespace
 
 // Ours is an entry of these whose table lies in low memory and maps nothing but low memory at its own place.
@@ -101,6 +120,8 @@ std::optional<Found> find_area(const Kernel &kernel) {
       for (std::uint32_t i = 0; i < std::min<std::uint32_t>(count, site_limit); ++i)
         if (PatchedSite site; at(GATE_SITES + i * sizeof site, site))
           found.sites.push_back(site);
+    if (has_board && !found.is_foreign)
+      find_rings(kernel, found);
     return found;
   }
   return std::nullopt;
@@ -138,10 +159,15 @@ Result<void> take_out(OperatingSystem &system, const Kernel &kernel, CodeWriter 
       if (const Gpa frame = area.frames.front() + n * page_size; frame != area.table)
         pages.push_back(frame);
     pages.push_back(area.table);
+    const std::uint64_t nothing = 0;
+    if (area.rings_memory) {
+      TRY(session->write(area.rings_entry, std::as_bytes(std::span(&nothing, 1))));
+      for (std::uint64_t offset = 0; offset < rings_room; offset += page_size)
+        pages.insert(pages.begin(), area.rings_memory + offset);
+    }
     for (const Gpa page : pages)
       if (!kernel.memory().read(page, now) || !std::ranges::equal(now, zeros))
         TRY(session->write(page, zeros));
-    const std::uint64_t nothing = 0;
     TRY(session->write(area.entry, std::as_bytes(std::span(&nothing, 1))));
     return session->end();
   }

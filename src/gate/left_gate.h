@@ -24,6 +24,8 @@ struct Found {
   std::vector<PatchedSite> sites;
   std::uint32_t generation = 0;
   std::uint32_t pages = 0; // of the area, from the first frame on; more than `frames` where SIM has its own space
+  Gva rings_window{};      // 0: no rings in a device's memory
+  Gpa rings_entry{}, rings_memory{};
   bool is_foreign = false; // of a version that has another layout
 
   [[nodiscard]] bool holds(Gva address) const {

@@ -78,6 +78,8 @@ std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSe
   board(BOARD_SIM_SPACE, settings.space_cr3);
   board(BOARD_CR3_KEEP, settings.cr3_keep);
   board(BOARD_PAGES, static_cast<std::uint32_t>(shape.pages()));
+  board(BOARD_RINGS, settings.rings);
+  const Gva rings = shape.sim.rings_elsewhere ? settings.rings : settings.sim_data + shape.sim.rings();
   for (std::uint32_t cpu = 0; cpu < shape.cpus; ++cpu) {
     const std::uint64_t entry = shape.cpu_entry(cpu);
     store(area, entry + CPU_BELL, base + shape.bell_of(cpu, 0));
@@ -86,7 +88,7 @@ std::vector<std::byte> make_area(Gva base, const AreaShape &shape, const BoardSe
     if (shape.sim.ring_size == 0)
       continue;
     store(area, entry + CPU_STATE, settings.sim_data + shape.sim.cpu_page(cpu));
-    store(area, entry + CPU_RING, settings.sim_data + shape.sim.ring(cpu));
+    store(area, entry + CPU_RING, rings + cpu * shape.sim.ring_size);
     store(area, entry + CPU_DOORBELL, base + shape.doorbell_of(cpu, 0));
   }
   return area;

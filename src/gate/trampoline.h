@@ -18,7 +18,7 @@ static_assert(GATE_BOARD + BOARD_SIZE <= GATE_STUBS && GATE_BOARD == GATE_CODE_P
 
 inline constexpr std::size_t stub_limit = (GATE_SITES - GATE_STUBS) / STUB_ENTRY_SIZE, site_limit = page_size / 32;
 inline constexpr std::uint64_t area_magic = 0x544147415241524c; // "LRARAGAT"
-inline constexpr std::uint32_t area_version = 2;
+inline constexpr std::uint32_t area_version = 3;
 
 // One way from a hooked call to the watched function.
 struct Stub {
@@ -94,6 +94,7 @@ struct BoardSettings {
   std::uint64_t spin_cycles = 0, patience_cycles = 0;
   Gva sim_data{};                            // where the code in the guest finds it
   std::uint64_t space_cr3 = 0, cr3_keep = 0; // of SIM's address space; what CR3 takes besides on the way back
+  Gva rings{};                               // the window of a device's memory; 0: they lie behind SIM's data
 };
 
 // The first stub's place; the stubs follow each other.

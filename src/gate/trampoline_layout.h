@@ -32,7 +32,8 @@
 #define BOARD_PAGES 0x58      // 4 bytes: of the whole area, that of which no process has a map too
 #define BOARD_OFF 0x5c        // 4 bytes, a bit a hook: the code in the guest lets its calls go on, and tells nothing,
 #define BOARD_BRIEF 0x60      // 4 bytes: or tells who called, not with what
-#define BOARD_SIZE 0x68
+#define BOARD_RINGS 0x68      // 8 bytes: the window in which a device's memory with the rings lies; 0: there is none
+#define BOARD_SIZE 0x70
 
 // A stub's entry. The guest cannot write to it.
 #define STUB_ENTRY_SIZE 32

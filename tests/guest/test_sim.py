@@ -2,12 +2,14 @@
 """`guard --mode sim`: the code in the guest tells what `--mode lares` tells, with no exit; it denies by itself what rules
 forbid; what an intruder in the kernel does to it is seen; and whatever becomes of the monitor, the guest goes on.
 
-$LARARIUM_SPACE=1 runs all of it with an address space of its own. $LARARIUM_QEMU and $LARARIUM_BACKEND: see test_guard.py.
+$LARARIUM_SPACE=1 runs all of it with an address space of its own, $LARARIUM_RINGS=device with the rings in the memory of a
+device. $LARARIUM_QEMU and $LARARIUM_BACKEND: see test_guard.py.
 """
 
 import json
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -21,6 +23,9 @@ import test_guard
 from lab.attack import Attacker
 
 SPACE = ["--address-space"] if os.environ.get("LARARIUM_SPACE") == "1" else []
+DEVICE = os.environ.get("LARARIUM_RINGS") == "device"
+RINGS = ["--ring-memory", "rings"] if DEVICE else []
+RINGS_SIZE = 2 << 20
 KILLS = int(os.environ.get("LARARIUM_KILLS", "20"))
 # What the guest does, and a record that must come of it: type and fields.
 ACTIONS = [
@@ -43,8 +48,12 @@ ACTIONS = [
 class SimTest(test_guard.GuardTest):
     """The tests of the hooks and of their protection hold here as well."""
 
+    OPTIONS = {**test_guard.GuardTest.OPTIONS, "extra": (
+        "-object", f"memory-backend-memfd,id=rings,size={2 * RINGS_SIZE},share=on",
+        "-device", "ivshmem-plain,memdev=rings") if DEVICE else ()}
+
     def guard(self, *arguments):
-        return test_guard.guard(self.guest, self.cache.name, "--mode", "sim", *SPACE, *arguments)
+        return test_guard.guard(self.guest, self.cache.name, "--mode", "sim", *SPACE, *RINGS, *arguments)
 
     # Those of the base class that are about waiting for a verdict.
     test_killed_monitors_leave_a_guest_that_goes_on = None
@@ -60,7 +69,7 @@ class SimTest(test_guard.GuardTest):
     def test_it_tells_what_the_gate_tells(self):
         told = {}
         for mode in ("lares", "sim"):
-            with test_guard.guard(self.guest, self.cache.name, "--mode", mode, *(SPACE if mode == "sim" else [])) as monitor:
+            with test_guard.guard(self.guest, self.cache.name, "--mode", mode, *(SPACE + RINGS if mode == "sim" else [])) as monitor:
                 for command, *_ in ACTIONS:
                     self.guest.run(command)
                 last = ACTIONS[-1]
@@ -184,6 +193,34 @@ class SimTest(test_guard.GuardTest):
             self.assertEqual(bool(root), bool(SPACE))
             self.assertEqual(read.returncode == 0 and len(read.stdout) == 64, not SPACE, read.stderr)
 
+    @unittest.skipUnless(DEVICE, "the rings lie in reserved memory")
+    def test_rings_in_the_memory_of_a_device(self):
+        """Larger ones than the guest has reserved memory for; and the device's memory is afterwards what it was."""
+        (place,) = re.findall(r"^ *([0-9a-f]+)-[0-9a-f]+ : 0000:.*$", "\n".join(
+            line for line in self.guest.check("cat /proc/iomem").splitlines() if self._size(line) == 2 * RINGS_SIZE), re.MULTILINE)
+        rings = hex(int(place, 16))
+        self.assertEqual(self._read(f"phys:{rings}", RINGS_SIZE).strip(b"\0"), b"")
+        with self.guard("--hooks", "exec,open", "--ring", "1M"):
+            self.guest.check("i=0; while [ $i -lt 50 ]; do /bin/busybox true $i; i=$((i+1)); done")
+            content = self._read(f"phys:{rings}", RINGS_SIZE)
+            self.assertIn(b"/bin/busybox", content)
+        self.assertEqual(self._read(f"phys:{rings}", RINGS_SIZE).strip(b"\0"), b"")
+        self.guest.check("true")
+
+    @unittest.skipUnless(DEVICE, "the rings lie in reserved memory")
+    def test_memory_that_is_no_ring_is_refused(self):
+        for name, said in (("nothing", "the VM has no memory nothing"), ("ram0", "is the guest's RAM")):
+            done = harness.run_lararium("guard", self.guest.pid, "--mode", "sim", "--ring-memory", name, "--for", "1s",
+                                        cache=self.cache.name, check=False)
+            self.assertIn(said, done.stderr)
+            self.assertNotEqual(done.returncode, 0)
+
+    @staticmethod
+    def _size(line):
+        """Of a line of /proc/iomem."""
+        begin, end = line.split(" : ")[0].strip().split("-")
+        return int(end, 16) - int(begin, 16) + 1
+
     def test_a_budget_is_kept(self):
         with self.guard("--hooks", "exec,open", "--budget", "guest=0.01%") as monitor:
             storm = self.guest.start("sh -c 'echo ready; while :; do for i in $(seq 300); do : </dev/null; done; usleep 100000; done'")
@@ -219,7 +256,7 @@ class SimTest(test_guard.GuardTest):
         self.guest.check("cp /bin/busybox /tmp/true; (while :; do /bin/busybox true; done) >/dev/null 2>&1 & echo $! >/tmp/storm")
         try:
             for _ in range(KILLS):
-                monitor = test_guard.Monitor(self.guest, self.cache.name, "--mode", "sim", *SPACE, "--deny", "exec path=/tmp/**")
+                monitor = test_guard.Monitor(self.guest, self.cache.name, "--mode", "sim", *SPACE, *RINGS, "--deny", "exec path=/tmp/**")
                 time.sleep(random.uniform(0.0, 1.5))
                 monitor.end(signal.SIGKILL)
                 self.assertEqual(self.guest.run("echo alive", timeout=30).output.strip(), "alive")

@@ -73,6 +73,10 @@ public:
         "sim: memory for records in the guest, for each CPU: a power of two from 8K on. Up to 64K, what there "
         "is room for, if left out",
         ring_);
+    syntax.option("--ring-memory", "ID",
+                  "sim: records lie in the memory of an ivshmem-plain device of the VM's that nobody uses, named by "
+                  "the id of its memdev; of 2 MiB or more, with room for rings of up to 1M",
+                  ring_memory_);
     syntax.option(
         "--depth", "DEPTH",
         "sim: tell of calls with what they are about (full), or only who makes which (brief). full if left out", depth_,
@@ -185,13 +189,17 @@ private:
   Result<std::optional<gate::SimOptions>> sim_options(const gate::GateOptions &options,
                                                       const std::vector<policy::Rule> &rules, int error) const {
     if (mode_ != "sim") {
-      if (!ask_.empty() || ring_ || address_space_ || budget_ || depth_ != "full")
-        return fail(ErrorCode::usage, "--ask, --ring, --depth, --budget and --address-space belong to --mode sim");
+      if (!ask_.empty() || ring_ || ring_memory_ || address_space_ || budget_ || depth_ != "full")
+        return fail(ErrorCode::usage,
+                    "--ask, --ring, --ring-memory, --depth, --budget and --address-space belong to --mode sim");
       return std::nullopt;
     }
     gate::SimOptions sim;
     sim.error = error;
     sim.address_space = address_space_;
+    sim.ring_block = ring_memory_.value_or("");
+    if (ring_memory_ && (ring_memory_->empty() || address_space_))
+      return fail(ErrorCode::usage, "--ring-memory names a device's memory, which --address-space cannot hide");
     if (ring_) {
       const auto size = parse_size(*ring_);
       constexpr std::uint64_t least = 8 << 10, most = 1 << 20;
@@ -337,7 +345,7 @@ private:
   std::string ask_, depth_ = "full";
   bool address_space_ = false;
   std::vector<std::string> deny_, allow_, only_, skip_;
-  std::optional<std::string> for_, ring_, budget_;
+  std::optional<std::string> for_, ring_, ring_memory_, budget_;
   std::optional<std::int32_t> tool_limit_, awake_;
 };
 

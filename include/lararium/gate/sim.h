@@ -42,6 +42,7 @@ struct SimRule {
 
 struct SimOptions {
   std::uint64_t ring_bytes = 0;           // a CPU; 0: up to 64 KiB, what there is room for
+  std::string ring_block;                 // the rings lie in this RAM block, of a device that the guest does not use
   bool address_space = false;             // its data in page tables that no process has
   std::vector<SimRule> verdicts, records; // 64 together
   std::vector<const HookEntry *> ask;     // hooks whose calls wait at the gate where no rule fits

@@ -235,7 +235,8 @@ static int with_unread(void (*change)(struct unread *found))
 		for_each_online_cpu(cpu) {
 			u8 *entry = area + GATE_CPUS + cpu * GATE_CPU_SIZE;
 			found.state = anywhere(*(u64 *)(entry + CPU_STATE));
-			found.ring = anywhere(*(u64 *)(entry + CPU_RING));
+			found.ring = *(u64 *)(area + GATE_BOARD + BOARD_RINGS) ? (u8 *)*(u64 *)(entry + CPU_RING)
+									       : anywhere(*(u64 *)(entry + CPU_RING));
 			found.tail = READ_ONCE(*(u64 *)(entry + CPU_TAIL));
 			if (READ_ONCE(*(u64 *)(found.state + STATE_HEAD)) > found.tail) {
 				change(&found);

@@ -31,12 +31,12 @@ Result<void> complete_host_addresses(Monitor &monitor, std::vector<RamBlock> &bl
 }
 
 // The exact map, as QEMU has it at this moment.
-Result<std::vector<GuestRegion>> ask_memory_map(Monitor &monitor) {
+Result<std::vector<GuestRegion>> ask_memory_map(Monitor &monitor, const CommandLine &line) {
   TRY_ASSIGN(const auto block_text, monitor.hmp("info ramblock"));
   TRY_ASSIGN(auto blocks, parse_ram_blocks(block_text));
   TRY_ASSIGN(const auto view_text, monitor.hmp("info mtree -f"));
   TRY_ASSIGN(const auto view, parse_flat_view(view_text));
-  TRY_ASSIGN(const auto ranges, main_memory(blocks, view));
+  TRY_ASSIGN(const auto ranges, main_memory(blocks, view, line.shared_backends));
   TRY(complete_host_addresses(monitor, blocks, ranges));
   std::vector<GuestRegion> regions;
   for (const auto &range : ranges)
@@ -170,7 +170,7 @@ Result<Target> attach(const VmSummary &vm, const AttachOptions &options) {
 
   std::vector<GuestRegion> regions;
   if (monitor != nullptr) {
-    auto map = ask_memory_map(*monitor);
+    auto map = ask_memory_map(*monitor, vm.command_line);
     if (map)
       regions = std::move(*map);
     else if (!session->process.alive())

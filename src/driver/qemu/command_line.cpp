@@ -293,7 +293,8 @@ void Reader::take(std::string_view option, std::string_view value) {
   } else if (option == "device") {
     const auto options = parse_options(value, "driver");
     if (const auto backend = value_of(options, "memdev"); !backend.empty())
-      line_.dimm_backends.emplace_back(backend);
+      (value_of(options, "driver").starts_with("ivshmem") ? line_.shared_backends : line_.dimm_backends)
+          .emplace_back(backend);
   } else if (option == "qmp" || option == "qmp-pretty") {
     take_monitor_device(value, MonitorProtocol::qmp);
     line_.recognised++;

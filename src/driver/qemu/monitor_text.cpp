@@ -426,7 +426,13 @@ Result<RunState> parse_run_state(std::string_view text) {
   return run_state_of(line.substr(0, line.find(' ')));
 }
 
-Result<std::vector<BlockRange>> main_memory(const std::vector<RamBlock> &blocks, const std::vector<FlatRange> &ranges) {
+Result<std::vector<BlockRange>> main_memory(const std::vector<RamBlock> &blocks, const std::vector<FlatRange> &ranges,
+                                            std::span<const std::string> shared) {
+  const auto is_wanted = [&](const std::string &block) {
+    return is_main_block(block) || std::ranges::any_of(shared, [&](const std::string &name) {
+             return block.size() > name.size() && names_block(name, block);
+           });
+  };
   std::vector<BlockRange> result;
   for (const auto &range : ranges) {
     if (range.kind == FlatRange::Kind::other || range.nonvolatile)
@@ -435,7 +441,7 @@ Result<std::vector<BlockRange>> main_memory(const std::vector<RamBlock> &blocks,
     for (std::size_t i = 0; i < blocks.size(); i++)
       if (blocks[i].name == range.region || (best == blocks.size() && names_block(range.region, blocks[i].name)))
         best = i;
-    if (best == blocks.size() || !is_main_block(blocks[best].name))
+    if (best == blocks.size() || !is_wanted(blocks[best].name))
       continue;
     if (range.offset > blocks[best].used || range.size > blocks[best].used - range.offset)
       return fail(ErrorCode::corrupt, fmt::format("QEMU's memory range at {:#x} is larger than its block {}",

@@ -17,12 +17,15 @@ namespace lararium::gate::sim {
 // Where what lies, from the first page on.
 struct Shape {
   std::uint32_t cpus = 0;
-  std::uint64_t ring_size = 0; // 0: there is no SIM
+  std::uint64_t ring_size = 0;  // 0: there is no SIM
+  bool rings_elsewhere = false; // not behind the CPUs' pages, but in memory of a device's
 
   [[nodiscard]] static constexpr std::uint64_t held() { return 4 * page; } // what the guest may not write to
   [[nodiscard]] std::uint64_t cpu_page(std::uint32_t cpu) const { return held() + cpu * page; }
-  [[nodiscard]] std::uint64_t ring(std::uint32_t cpu) const { return held() + cpus * page + cpu * ring_size; }
-  [[nodiscard]] std::uint64_t size() const { return ring_size == 0 ? 0 : ring(cpus); }
+  [[nodiscard]] std::uint64_t rings() const { return cpu_page(cpus); }
+  [[nodiscard]] std::uint64_t size() const {
+    return ring_size == 0 ? 0 : rings() + (rings_elsewhere ? 0 : cpus * ring_size);
+  }
 };
 
 struct Keys {

@@ -175,5 +175,24 @@ TEST(Trampoline, EachCpuHasASlotAndBellsOfItsOwn) {
   EXPECT_EQ(places.size(), shape.cpus * 3);
 }
 
+TEST(Sim, RingsLieBehindItsDataOrInTheMemoryOfADevice) {
+  constexpr Gva device{0xffffffffffc00000};
+  constexpr std::uint64_t size = 64 << 10;
+  AreaShape in_area{.cpus = 4, .bells = 2, .sim = {.cpus = 4, .ring_size = size}}, elsewhere = in_area;
+  elsewhere.sim.rings_elsewhere = true;
+  EXPECT_EQ(in_area.size(), elsewhere.size() + 4 * size);
+  BoardSettings settings;
+  settings.sim_data = base + in_area.sim_data();
+  settings.rings = device;
+  const auto with_rings = make_area(base, in_area, settings, {}, {}),
+             without = make_area(base, elsewhere, settings, {}, {});
+  for (std::uint32_t cpu = 0; cpu < 4; ++cpu) {
+    const std::uint64_t ring = base.value + in_area.sim_data() + in_area.sim.rings() + cpu * size;
+    EXPECT_EQ(load<std::uint64_t>(with_rings, in_area.cpu_entry(cpu) + CPU_RING), ring);
+    EXPECT_TRUE(in_area.is_ring(ring - base.value) && in_area.is_ring(ring + size - 1 - base.value));
+    EXPECT_EQ(load<std::uint64_t>(without, elsewhere.cpu_entry(cpu) + CPU_RING), device.value + cpu * size);
+  }
+}
+
 } // namespace
 } // namespace lararium::gate

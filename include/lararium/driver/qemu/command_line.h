@@ -46,8 +46,9 @@ struct CommandLine {
   std::optional<std::uint64_t> max_ram_below_4g;
   std::string main_backend; // id of the machine's memory-backend
   std::vector<MemoryBackend> backends;
-  std::vector<std::string> numa_backends; // ids, in node order
-  std::vector<std::string> dimm_backends; // ids that a pc-dimm or the like uses
+  std::vector<std::string> numa_backends;   // ids, in node order
+  std::vector<std::string> dimm_backends;   // ids that a pc-dimm or the like uses
+  std::vector<std::string> shared_backends; // ids that an ivshmem device uses: memory of the guest's, but not its RAM
   std::vector<MonitorAddress> monitors;
   std::string confidential;      // object type that keeps guest memory from the host ("sev-guest"), or empty
   bool has_read_config = false;  // -readconfig: a file that is not read may say more

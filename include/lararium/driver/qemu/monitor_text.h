@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,8 +80,10 @@ struct ConfiguredMac {
 [[nodiscard]] std::vector<ConfiguredMac> parse_configured_macs(std::string_view text);
 
 // Which ranges are the guest's RAM: main memory, NUMA nodes and DIMMs, whatever of it is write-protected at the moment
-// (the shadowed BIOS), but no device's memory and no firmware image. Neighbours that continue each other are joined.
+// (the shadowed BIOS), but no firmware image and no device's memory, save blocks with a name among `shared` (of ivshmem
+// devices). Neighbours that continue each other are joined.
 [[nodiscard]] Result<std::vector<BlockRange>> main_memory(const std::vector<RamBlock> &blocks,
-                                                          const std::vector<FlatRange> &ranges);
+                                                          const std::vector<FlatRange> &ranges,
+                                                          std::span<const std::string> shared = {});
 
 } // namespace lararium::qemu

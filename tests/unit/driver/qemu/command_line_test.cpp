@@ -121,7 +121,8 @@ TEST(CommandLine, MemoryBackends) {
             "-object memory-backend-file,id=c,size=1G,mem-path=/dev/shm/x,share=on "
             "-object {\"qom-type\":\"memory-backend-memfd\",\"id\":\"d\",\"size\":1073741824,\"share\":false} "
             "-numa node,nodeid=1,memdev=b -numa node,nodeid=0,memdev=a "
-            "-device pc-dimm,id=x,memdev=c -device {\"driver\":\"pc-dimm\",\"memdev\":\"d\"}");
+            "-device pc-dimm,id=x,memdev=c -device {\"driver\":\"pc-dimm\",\"memdev\":\"d\"} "
+            "-device ivshmem-plain,memdev=e");
   ASSERT_EQ(line.backends.size(), 4u);
   EXPECT_TRUE(line.backends[0].shared); // memfd's default
   EXPECT_EQ(line.backends[0].size, 512 * mib);
@@ -133,6 +134,7 @@ TEST(CommandLine, MemoryBackends) {
   EXPECT_FALSE(line.backends[3].shared);
   EXPECT_EQ(line.numa_backends, (std::vector<std::string>{"a", "b"}));
   EXPECT_EQ(line.dimm_backends, (std::vector<std::string>{"c", "d"}));
+  EXPECT_EQ(line.shared_backends, (std::vector<std::string>{"e"}));
   EXPECT_EQ(parse("-M q35,memory-backend=r -object memory-backend-ram,id=r,size=256M").ram_size, 256 * mib);
 }
 

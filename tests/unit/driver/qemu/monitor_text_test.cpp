@@ -51,6 +51,24 @@ TEST(MonitorText, MemoryUnderKvmWithTheBiosShadowed) {
   EXPECT_EQ(memory_of("kvm_q35_10.0"), expected);
 }
 
+TEST(MonitorText, MemoryOfADeviceCountsWhereItIsNamed) {
+  const auto view = parse_flat_view("FlatView #0\n AS \"memory\", root: system\n"
+                                    "  0000000000000000-000000001fffffff (prio 0, ram): ram0\n"
+                                    "  00000000fd000000-00000000fdffffff (prio 1, ram): vga.vram\n"
+                                    "  00000000fe000000-00000000fe3fffff (prio 1, ram): rings\n");
+  ASSERT_TRUE(view);
+  const std::vector<RamBlock> blocks = {
+      {.name = "ram0", .page_size = 4096, .used = 0x20000000, .host = {}},
+      {.name = "0000:00:01.0/vga.vram", .page_size = 4096, .used = 0x1000000, .host = {}},
+      {.name = "0000:00:02.0/rings", .page_size = 4096, .used = 0x400000, .host = {}}};
+  EXPECT_EQ(main_memory(blocks, *view)->size(), 1u);
+  const std::vector<std::string> shared{"rings"};
+  const auto ranges = main_memory(blocks, *view, shared);
+  ASSERT_TRUE(ranges && ranges->size() == 2);
+  EXPECT_EQ(ranges->back().base, Gpa{0xfe000000});
+  EXPECT_EQ(ranges->back().block, 2u);
+}
+
 TEST(MonitorText, MemoryOfMicrovmLeavesTheFirmwareOut) {
   EXPECT_EQ(memory_of("microvm_7.2"), (std::vector<Piece>{{0, 0xf0000, "microvm.ram", 0},
                                                           {0x100000, gib / 4 - 0x100000, "microvm.ram", 0x100000}}));
