@@ -112,6 +112,7 @@ Result<std::vector<Gpa>> find_free_frames(const Kernel &kernel, const Remains &r
 
 std::vector<Gva> area_windows() {
   std::vector<Gva> windows;
+  windows.reserve(free_entries.size());
   for (const std::uint64_t entry : free_entries)
     windows.push_back(last_gigabyte + entry * directory_span);
   return windows;

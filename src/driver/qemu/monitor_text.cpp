@@ -59,7 +59,7 @@ std::optional<std::uint64_t> parse_page_size(std::string_view number, std::strin
   if (!value || *value > 1024)
     return std::nullopt;
   if (unit == "B")
-    return *value;
+    return value;
   if (unit == "KiB")
     return *value << 10;
   if (unit == "MiB")
