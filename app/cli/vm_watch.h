@@ -55,6 +55,8 @@ private:
   void poll(Clock::time_point now, watch::Records &records);
   void look_into_stillness(Clock::time_point now, watch::Records &records);
   void run_checks(Clock::time_point now, watch::Records &records);
+  // Memory was plugged in, of which the map that was made at the start knows nothing.
+  [[nodiscard]] bool take_new_memory(watch::Records &records);
   void waits_because(const Error &error, watch::Records &records);
 
   Host &host_;
@@ -64,7 +66,8 @@ private:
   watch::GuestCounts earlier_; // of kernels that are gone
   bool lost_ = true;           // the kernel that was attached to, if any, was not there at the last look
   bool gone_ = false, paused_ = false;
-  std::string told_why_; // it waits; told once
+  std::string told_why_;             // it waits; told once
+  std::optional<Gpa> last_ram_page_; // for which the map was asked for anew
   Clock::time_point due_{}, next_search_{}, next_still_look_{};
   std::chrono::milliseconds still_pause_{1000};
 };

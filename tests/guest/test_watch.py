@@ -189,6 +189,29 @@ class Kexec(harness.GuestTest):
         watcher.stop()
 
 
+class HotplugMemory(harness.GuestTest):
+    OPTIONS = {"backend": "memfd", "memory": "512M", "max_memory": "2G"}
+
+    def test_what_lies_in_new_memory_is_seen_too(self):
+        watcher = Watcher(self)
+        self.guest.hotplug_memory("512M")
+        watcher.wait_for(lambda record: record["type"] == "watch_notice" and "plugged" in record["sentence"], 60)
+        watcher.wait_for(lambda record: record["type"] == "vm_appeared" and record is not watcher.records[0])
+        jobs = [self.guest.start("workload spawn 40") for _ in range(5)]
+        try:
+            pids = {int(pid) for pid in self.guest.check("pidof workload").split()}
+            self.assertGreater(len(pids), 150)
+
+            def told():
+                return {record["actor"]["pid"] for record in list(watcher.records) if record["type"] == "process_started"}
+            watcher.wait_for(lambda _: told() >= pids, 60)
+            self.assertEqual([record["sentence"] for record in watcher.records
+                              if record["type"] == "process_ended" and record["actor"]["pid"] in pids], [])
+        finally:
+            for job in jobs:
+                job.stop("KILL")
+
+
 class ComeAndGo(harness.GuestTest):
     OPTIONS = {"backend": "memfd", "memory": "256M"}
 

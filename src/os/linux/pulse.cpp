@@ -11,7 +11,7 @@ namespace {
 constexpr std::uint32_t pid_limit = 4 << 20; // PID_MAX_LIMIT on 64 bits
 
 struct PulseLayout {
-  std::optional<Gva> banner, pid_namespace, pid_max;
+  std::optional<Gva> banner, pid_namespace, pid_max, max_pfn;
   std::optional<FieldLocation> seconds, nanoseconds, shift; // of the timekeeper
   std::optional<FieldLocation> idr, idr_next, namespace_pid_max;
   std::optional<FieldLocation> pid_tasks, pid_links, pid, start; // of struct pid and of a task
@@ -23,6 +23,7 @@ struct PulseLayout {
     f.banner = kernel.symbol("linux_banner");
     f.pid_namespace = kernel.symbol("init_pid_ns");
     f.pid_max = kernel.symbol("pid_max");
+    f.max_pfn = kernel.symbol("max_pfn");
     f.seconds = layout.optional("timekeeper", "xtime_sec");
     f.nanoseconds = layout.optional("timekeeper", "tkr_mono.xtime_nsec");
     f.shift = layout.optional("timekeeper", "tkr_mono.shift");
@@ -76,6 +77,10 @@ Result<Pulse> read_pulse(const Kernel &kernel) {
     pulse.pid_limit.reset();
   if (pulse.next_pid && *pulse.next_pid > pulse.pid_limit.value_or(pid_limit))
     pulse.next_pid.reset();
+  constexpr std::uint64_t most_pages = std::uint64_t{1} << 40; // of 52 bits of address
+  if (const auto past = f.max_pfn ? kernel.read<std::uint64_t>(*f.max_pfn) : std::nullopt;
+      past && *past - 1 < most_pages)
+    pulse.last_ram_page = Gpa{(*past - 1) * page_size};
   return pulse;
 }
 

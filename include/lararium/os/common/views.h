@@ -66,6 +66,7 @@ struct Pulse {
   std::optional<std::uint64_t> time_ns, uptime_ns; // of its last tick: an idle system ticks seldom, a paused one not
   std::optional<std::uint32_t> next_pid;           // where the search for the next free pid begins
   std::optional<std::uint32_t> pid_limit;          // where pids start anew from below
+  std::optional<Gpa> last_ram_page;                // the highest page of RAM that the system knows of
 };
 
 struct UserIds {
