@@ -115,8 +115,8 @@ class BareHook(BareGuestTest):
         self.on_each(check)
 
     def test_its_pages_are_put_back(self):
-        """The guest writes to each kind of page that is ours alone: while it calls where no CPU runs into what is there
-        until it is put back, and to the code's first word while it does not."""
+        """The guest writes to each kind of page that is ours alone, while it calls; to the code's first instruction while
+        it does not, as it would run what it wrote."""
         places = {"the code's first instruction": 0,
                   "the code page's end": LAYOUT["GATE_BOARD"] - 8,
                   "the default verdict": LAYOUT["GATE_BOARD"] + LAYOUT["BOARD_DEFAULT"] - 5,
