@@ -2,7 +2,7 @@
 does nothing but what it is told.
 
     with BareMetal(accel="kvm", backend="memfd", cpus=2) as guest:
-        guest.start_job(1, "write")        # or call, gate, compute; limit=, address=, pause=
+        guest.start_job(1, "write")        # or call, gate, compute, registers; limit=, address=, pause=
         guest.rounds(1)                    # read from its memory: also while it waits in the host
         guest.stop_job(1)
         guest.counts(1)["rounds"]          # what its serial port says
@@ -30,12 +30,13 @@ from .guest import BOOT_TIMEOUT, Machine, next_number
 SOURCES = paths.LAB / "bare_metal"
 FLAGS = ["-m64", "-O2", "-ffreestanding", "-fno-pic", "-no-pie", "-mno-red-zone", "-mgeneral-regs-only",
          "-fno-stack-protector", "-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"]
-JOBS = ("write", "call", "gate", "compute")
+JOBS = ("write", "call", "gate", "compute", "registers")
 
 globals().update({name: int(value, 0) for name, value in re.findall(
     r"^#define BARE_(\w+) (0x[0-9a-f]+|\d+)", (SOURCES / "layout.h").read_text(), re.M)})
 # struct bare_cpu and where struct bare_control begins to have one for each CPU
-_CPU_FIELDS = ("job", "rounds", "limit", "address", "pause", "allowed", "denied", "unanswered", "rung", "began", "ended")
+_CPU_FIELDS = ("job", "rounds", "limit", "address", "pause", "allowed", "denied", "unanswered", "rung", "began", "ended",
+               "changed", "result")
 _CPU_SIZE, _FIRST_CPU = 128, 128
 
 

@@ -5,6 +5,7 @@
 #define SELECTOR_CODE32 0x08
 #define SELECTOR_DATA 0x10
 #define SELECTOR_CODE64 0x18
+#define GDT_ENTRIES 16 /* up to BARE_CPU_NUMBER */
 
 #define CR0_PE (1 << 0)
 #define CR0_WP (1 << 16)
@@ -108,6 +109,15 @@ start64:
     leal 1(%rbp), %eax
     shll $12, %eax
     leaq stacks(%rax), %rsp
+    /* Its own GDT, which has its number. */
+    movl %ebp, %eax
+    imull $(8 * GDT_ENTRIES), %eax
+    leaq gdt(%rax), %rax
+    subq $16, %rsp
+    movw $(8 * GDT_ENTRIES - 1), 6(%rsp)
+    movq %rax, 8(%rsp)
+    lgdt 6(%rsp)
+    addq $16, %rsp
     xorl %ebp, %ebp
     lidt interrupt_table_pointer
     call run_cpu
@@ -129,7 +139,7 @@ start_other:
     ljmpl $SELECTOR_CODE32, $start_other32
     .balign 4
 other_gdt_pointer:
-    .word gdt_end - gdt - 1
+    .word 8 * GDT_ENTRIES - 1
     .long gdt
 start_other_end:
 
@@ -186,32 +196,94 @@ wake_entry:
     popq %rax
     iretq
 
-/* void call_hooked_function(volatile uint64_t *counter): the call that hooks replace. Its displacement lies in one word
- * of 8 bytes, so that it can be written while another CPU runs it. */
+/* uint64_t call_hooked_function(volatile uint64_t *counter): the call that hooks replace, and what it gave: 0, or what
+ * a hook put there. Its displacement lies in one word of 8 bytes, so that it can be written while another CPU runs it. */
     .balign 16
     .globl call_hooked_function, call_site, hooked_function
 call_hooked_function:
-    subq $8, %rsp
-    nopl (%rax)
+    xorl %eax, %eax
+call_with_registers:
+    leaq -8(%rsp), %rsp
 call_site:
     call hooked_function
-    addq $8, %rsp
+    leaq 8(%rsp), %rsp
     ret
 
-/* Counts: the caller's counter is in %rdi. With padding in front, as the kernel's functions have it. */
+/* Counts: the caller's counter is in %rdi. No register and no flag is another one afterwards. With padding in front, as
+ * the kernel's functions have it. */
     .fill 16, 1, 0x90
     .balign 16
 hooked_function:
-    incq (%rdi)
+    pushq %rax
+    movq (%rdi), %rax
+    leaq 1(%rax), %rax
+    movq %rax, (%rdi)
+    popq %rax
+    ret
+
+/* uint64_t call_with_patterns(volatile uint64_t *counter, volatile uint64_t *changed): the same call, with interrupts
+ * on and a pattern of its own in each register: BARE_PATTERN in %rax, BARE_PATTERN + n in the n-th argument. Gives %rax,
+ * and counts at `changed` where another register, or a flag, is not as it was. */
+#define PATTERN_FLAGS 0xad7 /* those of arithmetic, and interrupts on; the direction is what C calls expect */
+    .balign 16
+    .globl call_with_patterns
+call_with_patterns:
+    .irp register, rbx, rbp, r12, r13, r14, r15, rsi, rdi
+    pushq %\register
+    .endr
+    .set i, 0
+    .irp register, rax, rsi, rdx, rcx, r8, r9, rbx, rbp, r10, r11, r12, r13, r14, r15
+    movabsq $(BARE_PATTERN + i), %\register
+    .set i, i + 1
+    .endr
+    pushq $PATTERN_FLAGS
+    popfq
+    call call_with_registers
+    pushfq
+    cli
+    .irp register, rdi, r15, r14, r13, r12, r11, r10, rbp, rbx, r9, r8, rcx, rdx, rsi, rax
+    pushq %\register
+    .endr
+    popq %rsi       /* what was %rax */
+    xorl %ecx, %ecx /* all differences of the others */
+    .set i, 1
+    .rept 13
+    popq %rdx
+    movabsq $(BARE_PATTERN + i), %rax
+    xorq %rax, %rdx
+    orq %rdx, %rcx
+    .set i, i + 1
+    .endr
+    popq %rdi
+    popq %rdx
+    xorq $PATTERN_FLAGS, %rdx
+    orq %rdx, %rcx
+    popq %rax
+    xorq %rax, %rdi
+    orq %rdi, %rcx
+    popq %rdx
+    jz 1f
+    incq (%rdx)
+1:  movq %rsi, %rax
+    .irp register, r15, r14, r13, r12, rbp, rbx
+    popq %\register
+    .endr
     ret
 
     .data
     .balign 8
+/* Of each CPU. The last entry is a segment that user mode may look at, whose limit is the CPU's number, as Linux has it
+ * (setup_getcpu()). */
 gdt:
+    .set cpu, 0
+    .rept BARE_MAX_CPUS
     .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff, 0x00af9b000000ffff
-gdt_end:
+    .fill GDT_ENTRIES - 5, 8, 0
+    .quad 0x0000f50000000000 + cpu
+    .set cpu, cpu + 1
+    .endr
 gdt_pointer:
-    .word gdt_end - gdt - 1
+    .word 8 * GDT_ENTRIES - 1
     .long gdt
     .balign 8
     .globl interrupt_table_pointer

@@ -1,12 +1,13 @@
 /* A guest without an operating system, for what needs a CPU in long mode and nothing else: tests and measurements of
  * write protection and of the gate, also under KVM where no kernel boots. It does what its serial port says:
  *
- *   start CPU JOB [name=value ...]   gives a CPU a job: write, call, gate, compute. Names: limit, address, pause
+ *   start CPU JOB [name=value ...]   gives a CPU a job: write, call, gate, compute, registers. Names: limit, address, pause
  *   stop CPU                         takes it back
  *   counts CPU                       what it has done
  *   set NAME VALUE                   awake, spins, default_verdict of struct bare_control
  *   store ADDRESS VALUE              one write of 8 bytes, by the first CPU
  *   load ADDRESS
+ *   limit SELECTOR                   of a segment, by `lsl`, which not every KVM that emulates has
  *   hello                            how many CPUs there are
  *
  * Each is answered by a line: "ok ..." or "error ...". While a CPU waits in the host for a write, so does its serial
@@ -26,7 +27,8 @@
 extern char start_other[], start_other_end[], exception_entries[], call_site[], hooked_function[];
 extern uint64_t interrupt_table[256][2];
 void wake_entry(void);
-void call_hooked_function(volatile uint64_t *counter);
+uint64_t call_hooked_function(volatile uint64_t *counter);
+uint64_t call_with_patterns(volatile uint64_t *counter, volatile uint64_t *changed);
 void run_cpu(uint32_t number);
 void report_exception(const uint64_t *stack);
 
@@ -123,10 +125,17 @@ static void compute(void) {
   }
 }
 
+static void note_result(struct bare_cpu *cpu, uint64_t result, uint64_t when_allowed) {
+  cpu->result = result;
+  if (result != when_allowed)
+    cpu->denied = cpu->denied + 1;
+}
+
 static void do_round(uint32_t number, struct bare_cpu *cpu, uint64_t job) {
   switch (job) {
   case BARE_JOB_WRITE: *(volatile uint64_t *)cpu->address = *(volatile uint64_t *)cpu->address + 1; break;
-  case BARE_JOB_CALL: call_hooked_function(&cpu->allowed); break;
+  case BARE_JOB_CALL: note_result(cpu, call_hooked_function(&cpu->allowed), 0); break;
+  case BARE_JOB_REGISTERS: note_result(cpu, call_with_patterns(&cpu->allowed, &cpu->changed), BARE_PATTERN); break;
   case BARE_JOB_GATE:
     if (ask(number, cpu, cpu->rounds) == 0)
       call_hooked_function(&cpu->allowed);
@@ -192,7 +201,7 @@ static bool parse(const char *text, uint64_t *value) {
 static bool parse_cpu(const char *text, uint64_t *number) { return parse(text, number) && *number < control->cpus; }
 
 static const char *start_job(int count, char **words) {
-  static const char *const names[] = {"none", "write", "call", "gate", "compute"};
+  static const char *const names[] = {"none", "write", "call", "gate", "compute", "registers"};
   uint64_t number, job = BARE_JOB_NONE;
   if (count < 3 || !parse_cpu(words[1], &number))
     return "no such CPU";
@@ -222,7 +231,7 @@ static const char *start_job(int count, char **words) {
       return "no such option";
     *field = parsed;
   }
-  cpu->rounds = cpu->allowed = cpu->denied = cpu->unanswered = cpu->rung = cpu->began = cpu->ended = 0;
+  cpu->rounds = cpu->allowed = cpu->denied = cpu->unanswered = cpu->rung = cpu->began = cpu->ended = cpu->changed = cpu->result = 0;
   cpu->job = job;
   if (number != 0) { /* wake it */
     *apic(0x310) = (uint32_t)number << 24;
@@ -260,7 +269,7 @@ static const char *command(int count, char **words) {
 
 /* Those that answer more than ok. */
 static bool query(int count, char **words) {
-  uint64_t number;
+  uint64_t number, value;
   if (same(words[0], "counts") && count == 2 && parse_cpu(words[1], &number)) {
     const struct bare_cpu *cpu = &control->cpu[number];
     put("ok");
@@ -271,12 +280,22 @@ static bool query(int count, char **words) {
     put_field("unanswered", cpu->unanswered);
     put_field("rung", cpu->rung);
     put_field("ticks", cpu->ended - cpu->began);
+    put_field("changed", cpu->changed);
+    put_field("result", cpu->result);
     put("\n");
     return true;
   }
   if (same(words[0], "load") && count == 2 && parse(words[1], &number)) {
     put("ok");
     put_field("value", *(volatile uint64_t *)number);
+    put("\n");
+    return true;
+  }
+  if (same(words[0], "limit") && count == 2 && parse(words[1], &number)) {
+    put("ok");
+    value = 0;
+    __asm__("lsl %1, %0" : "+r"(value) : "r"(number) : "cc");
+    put_field("value", value);
     put("\n");
     return true;
   }

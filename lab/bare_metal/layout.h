@@ -14,32 +14,37 @@
 #define BARE_BLOCK 0x200000    /* blocks are huge pages of the host's, so that each can be protected by itself */
 #define BARE_MEMORY 0x4000000  /* the least RAM that the guest runs with */
 
-#define BARE_MAGIC 0x314d45524142ULL /* "BAREM1" */
+#define BARE_CPU_NUMBER 0x7b            /* a segment whose limit is the CPU's number */
+#define BARE_PATTERN 0x5a17c0de3b960000 /* in %rax of BARE_JOB_REGISTERS' calls; + n: the n-th argument */
+#define BARE_MAGIC 0x314d45524142ULL    /* "BAREM1" */
 
 #ifndef __ASSEMBLER__
 #include <stdint.h>
 
 enum bare_job {
   BARE_JOB_NONE,
-  BARE_JOB_WRITE,   /* counts at `address`: each round a write there */
-  BARE_JOB_CALL,    /* calls the function of `hooked_function`, at `call_site` */
-  BARE_JOB_GATE,    /* the same through a hook of the guest's own: slot and bell */
-  BARE_JOB_COMPUTE, /* a round is a few thousand multiplications */
+  BARE_JOB_WRITE,     /* counts at `address`: each round a write there */
+  BARE_JOB_CALL,      /* calls the function of `hooked_function`, at `call_site` */
+  BARE_JOB_GATE,      /* the same through a hook of the guest's own: slot and bell */
+  BARE_JOB_COMPUTE,   /* a round is a few thousand multiplications */
+  BARE_JOB_REGISTERS, /* BARE_JOB_CALL with something in every register, which is looked at afterwards */
 };
 
 /* What a CPU does. `job` may be set from outside too: a CPU that waits looks at it once in a millisecond or so. */
 struct bare_cpu {
   volatile uint64_t job;
-  volatile uint64_t rounds;  /* done since the job was given */
-  volatile uint64_t limit;   /* ends the job; 0: never */
-  volatile uint64_t address; /* of BARE_JOB_WRITE */
-  volatile uint64_t pause;   /* ticks of the CPU's clock between rounds */
-  volatile uint64_t allowed; /* of BARE_JOB_GATE and BARE_JOB_CALL: calls that reached the function */
-  volatile uint64_t denied;
+  volatile uint64_t rounds;       /* done since the job was given */
+  volatile uint64_t limit;        /* ends the job; 0: never */
+  volatile uint64_t address;      /* of BARE_JOB_WRITE */
+  volatile uint64_t pause;        /* ticks of the CPU's clock between rounds */
+  volatile uint64_t allowed;      /* of jobs that call: calls that reached the function, */
+  volatile uint64_t denied;       /* and those that a hook answered with an error */
   volatile uint64_t unanswered;   /* of these: by the default verdict, as nobody wrote one */
   volatile uint64_t rung;         /* bells that were needed */
   volatile uint64_t began, ended; /* the CPU's clock at the first and at the last round */
-  volatile uint64_t reserved[5];
+  volatile uint64_t changed;      /* of BARE_JOB_REGISTERS: calls after which something was not as before */
+  volatile uint64_t result;       /* what the last call gave; BARE_PATTERN of BARE_JOB_REGISTERS, where allowed */
+  volatile uint64_t reserved[3];
 };
 
 struct bare_control {

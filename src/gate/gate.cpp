@@ -1,12 +1,11 @@
 #include "gate_state.h"
 
+#include "held_pages.h"
 #include "running_kernel.h"
 
 #include "lararium/os/linux.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 #include <fmt/format.h>
 
 namespace lararium::gate {
@@ -26,19 +25,7 @@ constexpr std::chrono::milliseconds beat_pause = 250ms, ring_pause = 5ms;
 
 Result<void> Gate::State::write_area(std::uint64_t offset, Bytes bytes) {
   std::ranges::copy(bytes, expected_.begin() + static_cast<std::ptrdiff_t>(offset));
-  const Gpa frame = frame_of(offset);
-  if (const auto page = protection_.page_in_place(frame.page()); !page.empty()) {
-    std::byte *const target = page.data() + frame.page_offset();
-    if (bytes.size() == sizeof(std::uint64_t)) { // whole, for a CPU that looks at it
-      std::uint64_t value = 0;
-      std::memcpy(&value, bytes.data(), sizeof value);
-      std::atomic_ref(*reinterpret_cast<std::uint64_t *>(target)).store(value, std::memory_order_release);
-    } else {
-      std::memcpy(target, bytes.data(), bytes.size());
-    }
-    return {};
-  }
-  return protection_.overwrite(frame, bytes);
+  return write_held(protection_, frame_of(offset), bytes);
 }
 
 Result<void> Gate::State::write_board(std::uint64_t offset, Bytes bytes) {

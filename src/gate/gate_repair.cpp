@@ -1,5 +1,6 @@
 #include "gate_state.h"
 
+#include "held_pages.h"
 #include "running_kernel.h"
 #include "whole_word.h"
 
@@ -338,30 +339,18 @@ Gate::State::Outcome Gate::State::put_back(Changed &changed) {
   const bool by_code_writer = changed.is_code && !protection_.may_hold_code();
   if (by_code_writer && repair_)
     return Outcome::later;
-  // From here on nobody writes there, and what was written is looked at.
-  static_cast<void>(protection_.protect(changed.place, page_size));
-  memory_.refresh();
-  static_cast<void>(memory_.read(changed.place, now));
-  std::size_t first = 0, last = page_size;
-  while (first < page_size && now[first] == expected[first])
-    ++first;
-  while (last > first && now[last - 1] == expected[last - 1])
-    --last;
-  changed.tampering.address += first;
-  const std::size_t shown = std::min<std::size_t>(last - first, 64);
-  changed.tampering.expected.assign(expected.begin() + static_cast<std::ptrdiff_t>(first),
-                                    expected.begin() + static_cast<std::ptrdiff_t>(first + shown));
-  changed.tampering.found.assign(now.begin() + static_cast<std::ptrdiff_t>(first),
-                                 now.begin() + static_cast<std::ptrdiff_t>(first + shown));
-  const Bytes part = expected.subspan(first, last - first);
   // The bytes first, wherever that is enough; a VM that translates code must be told of it, too.
-  changed.tampering.put_back = protection_.overwrite(changed.place + first, part).has_value();
-  memory_.refresh();
-  if (!by_code_writer)
+  const PageRepair repair = gate::put_back(protection_, memory_, changed.place, expected);
+  changed.tampering.address += repair.offset;
+  const auto shown = static_cast<std::ptrdiff_t>(std::min<std::size_t>(repair.right.size(), 64));
+  changed.tampering.expected.assign(repair.right.begin(), repair.right.begin() + shown);
+  changed.tampering.found.assign(repair.found.begin(), repair.found.begin() + shown);
+  changed.tampering.put_back = repair.done;
+  if (!by_code_writer || repair.right.empty())
     return Outcome::done;
   changed.tampering.in_memory_after = took();
-  changed.place += first;
-  changed.right.assign(part.begin(), part.end());
+  changed.place += repair.offset;
+  changed.right.assign(repair.right.begin(), repair.right.end());
   return Outcome::by_code_writer;
 }
 

@@ -20,15 +20,6 @@ namespace lararium::gate {
 // For a write that was let go to be done, to begin with.
 inline constexpr std::chrono::milliseconds landing_limit{2};
 
-struct Slot {
-  std::uint64_t number;
-  std::array<std::uint64_t, 6> arguments;
-  std::uint64_t stack, caller;
-  std::uint32_t stub, abandoned;
-};
-static_assert(offsetof(Slot, stack) == SLOT_STACK && offsetof(Slot, caller) == SLOT_CALLER &&
-              offsetof(Slot, stub) == SLOT_STUB && offsetof(Slot, abandoned) == SLOT_ABANDONED);
-
 // How many cycles of the guest's clock that is.
 [[nodiscard]] std::uint64_t cycles_in(const linux_guest::Kernel &kernel, std::chrono::microseconds time);
 

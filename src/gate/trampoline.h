@@ -8,6 +8,7 @@
 #include "trampoline_layout.h"
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -40,6 +41,16 @@ struct PatchedSite {
   auto operator<=>(const PatchedSite &) const = default;
 };
 static_assert(sizeof(PatchedSite) == 32);
+
+// A CPU's event, as the guest writes it.
+struct Slot {
+  std::uint64_t number;
+  std::array<std::uint64_t, 6> arguments;
+  std::uint64_t stack, caller;
+  std::uint32_t stub, abandoned;
+};
+static_assert(offsetof(Slot, stack) == SLOT_STACK && offsetof(Slot, caller) == SLOT_CALLER &&
+              offsetof(Slot, stub) == SLOT_STUB && offsetof(Slot, abandoned) == SLOT_ABANDONED);
 
 // Where what lies for one number of CPUs, as offsets from the area's first byte.
 struct AreaShape {

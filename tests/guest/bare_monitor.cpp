@@ -13,13 +13,10 @@
 #include "lararium/driver/qemu/memory.h"
 #include "lararium/driver/qemu/process.h"
 
+#include "bare_program.h"
 #include "layout.h"
 
 #include <algorithm>
-#include <atomic>
-#include <charconv>
-#include <chrono>
-#include <csignal>
 #include <cstring>
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -34,12 +31,6 @@
 namespace lararium {
 namespace {
 
-using namespace std::chrono_literals;
-using Clock = std::chrono::steady_clock;
-using std::chrono::microseconds;
-
-std::atomic<bool> ended = false;
-
 struct Arguments {
   std::string vm;
   bool gate = false, ask = false, deny = false;
@@ -48,17 +39,7 @@ struct Arguments {
   std::vector<std::uint64_t> places;
 };
 
-Result<std::uint64_t> number(std::string_view text) {
-  const bool hex = text.starts_with("0x");
-  std::uint64_t value = 0;
-  const auto digits = text.substr(hex ? 2 : 0);
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, hex ? 16 : 10);
-  if (error != std::errc() || end != digits.data() + digits.size())
-    return fail(ErrorCode::usage, fmt::format("no number: {}", text));
-  return value;
-}
-
-Result<Arguments> parse(std::vector<std::string_view> words) {
+Result<Arguments> parse(const std::vector<std::string_view> &words) {
   Arguments arguments;
   if (words.size() < 2 || (words[1] != "hold" && words[1] != "gate"))
     return fail(ErrorCode::usage, "bare_monitor PID hold|gate ... (see the source)");
@@ -157,7 +138,8 @@ public:
         if (arguments_.ask) {
           std::cout << fmt::format("fault address={} exact={} vcpu={}", fault.address.value, fault.exact ? 1 : 0,
                                    fault.vcpu ? static_cast<int>(*fault.vcpu) : -1)
-                    << std::endl;
+                    << '\n'
+                    << std::flush;
           std::string line;
           if (!std::getline(std::cin, line))
             ended = true;
@@ -168,7 +150,7 @@ public:
         counts_.events += wait_for([&] { return word(Gpa{*place}) != before; }) ? 1 : 0;
         TRY(arm(Gpa{*place}));
         if (arguments_.ask)
-          std::cout << "protected" << std::endl;
+          std::cout << "protected" << '\n' << std::flush;
       }
     }
     return {};
@@ -213,7 +195,7 @@ public:
 
 private:
   // That a store takes once it is let go: the vCPU's thread may have to wait for a processor, perhaps for ours.
-  static constexpr auto patience = 50ms, spinning = 30us;
+  static constexpr microseconds patience = 50ms, spinning = 30us;
   template <class Predicate> static bool wait_for(Predicate &&come) {
     const auto begin = Clock::now();
     while (!come()) {
@@ -245,7 +227,7 @@ private:
     return value;
   }
   void announce() {
-    std::cout << "protected" << std::endl;
+    std::cout << "protected" << '\n' << std::flush;
     begin_ = Clock::now();
   }
   [[nodiscard]] bool over() const {
@@ -350,7 +332,8 @@ Result<void> run(const Arguments &arguments) {
                    counts.faults, counts.events, counts.polled, counts.strangers, us(start.stopped),
                    counts.faults != 0 ? us(counts.handling) / static_cast<double>(counts.faults) : 0.0,
                    us(counts.longest_handling))
-            << std::endl;
+            << '\n'
+            << std::flush;
   return {};
 }
 
@@ -358,14 +341,5 @@ Result<void> run(const Arguments &arguments) {
 } // namespace lararium
 
 int main(int argc, char **argv) {
-  struct sigaction action{};
-  action.sa_handler = [](int) { lararium::ended = true; };
-  ::sigaction(SIGTERM, &action, nullptr); // no SA_RESTART: reading ends, too
-  const auto arguments = lararium::parse({argv + 1, argv + argc});
-  const auto done = arguments ? lararium::run(*arguments) : lararium::Result<void>(std::unexpected(arguments.error()));
-  if (!done) {
-    fmt::print(stderr, "bare_monitor: {}\n", done.error().describe());
-    return 1;
-  }
-  return 0;
+  return lararium::run_until_ended("bare_monitor", {argv + 1, argv + argc}, lararium::parse, lararium::run);
 }

@@ -5,107 +5,25 @@ and whatever becomes of whoever holds it, the guest goes on at once and QEMU kee
 $LARARIUM_WHOLE=1 takes all combinations of KVM, QEMU and memory; $LARARIUM_KILLS is how often the monitor is killed in each.
 """
 
-import contextlib
-import json
-import os
+import functools
 import random
-import re
 import statistics
-import subprocess
 import time
-import unittest
 
 import harness
+from bare_guest import KILLS, BareGuestTest
+from bare_guest import Monitor as AnyMonitor
 
 from lab import bare_metal
-from lab.bare_metal import BareMetal
-from lab.errors import Skip
 
-MONITOR = harness.BINARY.parent / "bare_monitor"
-KILLS = int(os.environ.get("LARARIUM_KILLS", "10"))
-BACKENDS = ("memfd", "file:/dev/shm", "hugetlbfs", "anon")
-WHOLE = [(accel, version, backend) for accel in ("kvm", "tcg") for version in ("7.2", "10.0") for backend in BACKENDS]
-SHORT = [*(("kvm", "7.2", backend) for backend in BACKENDS), ("kvm", "10.0", "memfd"), ("tcg", "7.2", "memfd"),
-         ("tcg", "10.0", "anon")]
-COMBINATIONS = WHOLE if os.environ.get("LARARIUM_WHOLE") else SHORT
+Monitor = functools.partial(AnyMonitor, "bare_monitor")
 
 
 def target(cpu):
     return bare_metal.TARGETS + cpu * bare_metal.BLOCK
 
 
-class Monitor:
-    """bare_monitor on a guest."""
-
-    def __init__(self, guest, *arguments, ready=True):
-        self.process = subprocess.Popen([MONITOR, str(guest.pid), *map(str, arguments)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        if ready and self.line() != "protected":
-            raise AssertionError(f"bare_monitor: {self.process.communicate()[1]}")
-
-    def line(self):
-        return self.process.stdout.readline().strip()
-
-    def fault(self):
-        """The next fault of one that was started with --ask."""
-        return {name: int(value) for name, value in re.findall(r"(\w+)=(-?\d+)", self.line())}
-
-    def go_on(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def end(self):
-        self.process.terminate()
-        output, errors = self.process.communicate(timeout=30)
-        if self.process.returncode:
-            raise AssertionError(f"bare_monitor: {errors}")
-        return json.loads(output.splitlines()[-1])
-
-    def kill(self):
-        self.process.kill()
-        self.process.communicate(timeout=30)
-
-
-class HeldWrites(unittest.TestCase):
-    @contextlib.contextmanager
-    def guest(self, accel, version, backend):
-        """Two CPUs, QEMU without rights behind its seccomp filter."""
-        with BareMetal(accel=accel, qemu=version, backend=backend, cpus=2, sandbox=True, run_as="nobody") as guest:
-            yield guest
-            self.assertTrue(guest.alive())
-            guest.counts(0)  # it answers
-
-    def on_each(self, check):
-        for combination in COMBINATIONS:
-            with self.subTest(" ".join(combination)):
-                try:
-                    with self.guest(*combination) as guest:
-                        check(guest)
-                except Skip as error:
-                    print(f"not on {' '.join(combination)}: {error}")
-
-    def assert_goes_on(self, guest, limit=0.1):
-        """Within LIMIT seconds nobody waits in the host any more, and both CPUs' counts rise. That a thread of QEMU's could
-        run and this machine has no processor for it does not count. The seconds until the counts rose."""
-        seen, began = [guest.rounds(cpu) for cpu in (0, 1)], time.monotonic()
-        while any(guest.rounds(cpu) == seen[cpu] for cpu in (0, 1)):
-            took = time.monotonic() - began
-            if took > limit:
-                self.assertEqual(self.held(guest), [], "held by nobody")
-            self.assertLess(took, 30, "the guest hangs")
-            time.sleep(0.0005)
-        return time.monotonic() - began
-
-    @staticmethod
-    def held(guest):
-        """QEMU's threads that wait because of a write."""
-        threads = []
-        for thread in os.listdir(f"/proc/{guest.pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{guest.pid}/task/{thread}/wchan") as file:
-                if "userfault" in file.read():
-                    threads.append(thread)
-        return threads
-
+class HeldWrites(BareGuestTest):
     def test_the_writer_waits_and_goes_on(self):
         def check(guest):
             guest.start_job(0, "compute")
