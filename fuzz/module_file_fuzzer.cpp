@@ -5,11 +5,14 @@
 
 using namespace lararium;
 
+namespace {
+constexpr std::uint64_t text = 0xffffffffc0000000, elsewhere = 0xffffffffa0000000;
+} // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
   const auto file = ModuleFile::parse(std::as_bytes(std::span(data, size)));
   if (!file)
     return 0;
-  constexpr std::uint64_t text = 0xffffffffc0000000, elsewhere = 0xffffffffa0000000;
   const auto module = RelocatedModule::make(
       *file,
       [](std::string_view name) -> std::optional<std::uint64_t> {

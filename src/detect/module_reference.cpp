@@ -22,9 +22,10 @@ constexpr std::uint64_t most_of_all = 1 << 30; // of files, unpacked: a guest ma
 constexpr std::uint64_t elsewhere = 0xffffffffa0000000; // the room of the kernel's image: no module lies there
 constexpr std::size_t most_named = 32;
 
-// Read-only data that the kernel sorts (extables, places for tracers, ORC), or does not keep in memory.
-constexpr std::array not_as_in_file{"__ex_table",     "__mcount_loc", ".orc_unwind",
-                                    ".orc_unwind_ip", ".modinfo",     "__versions"};
+// Read-only data that the kernel sorts (extables, places for tracers, ORC), makes agree with itself (the lengths of
+// alternatives of one place, since 6.10), or does not keep in memory.
+constexpr std::array not_as_in_file{"__ex_table",       "__mcount_loc", ".orc_unwind", ".orc_unwind_ip",
+                                    ".altinstructions", ".modinfo",     "__versions"};
 
 class Comparison {
 public:
