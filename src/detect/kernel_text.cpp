@@ -5,7 +5,9 @@
 #include "code_leads.h"
 #include "code_sites.h"
 #include "lararium/detect/check.h"
+#include "lararium/os/linux/module_sections.h"
 #include "lararium/os/linux/modules.h"
+#include "module_reference.h"
 #include "reference_text.h"
 #include "text_memory.h"
 
@@ -66,10 +68,7 @@ public:
       places_were_lawful_ =
           findings.items().size() == before && look.sites.kprobes.empty() && look.sites.patching.empty();
     }
-    if (scene.reference() != nullptr) {
-      TRY(look_beside_reference(look));
-    }
-    return {};
+    return look_beside_references(look);
   }
 
 private:
@@ -303,6 +302,8 @@ private:
       const auto symbol = look.scene.system().symbolize(lead.site);
       if (symbol && symbol->first.name.starts_with("__SCT__"))
         return;
+      if (text.module && leads_to_own_initialisation(look, lead, text.module))
+        return;
     } else {
       // Bytes that are no code, or are read from a wrong place, lead anywhere, but hardly to where code can be. The
       // first bytes of a function that can be traced are code.
@@ -324,6 +325,15 @@ private:
         .with("found", lead.target)
         .with("found_bytes", copy(code.subspan(offset, std::min<std::size_t>(lead.length, code.size() - offset))))
         .with("owner", std::string(range != nullptr ? name_of(range->owner) : "nobody"));
+  }
+
+  // Where a module's initialisation was may be another module's memory by now, and what belonged to it and stays
+  // (its alternatives, what they jump over) still leads there.
+  static bool leads_to_own_initialisation(const Look &look, const Lead &lead, Gva module) {
+    constexpr std::uint64_t most = 64 << 10; // how large it was is no longer known
+    const auto sections = linux_guest::ModuleSections::read(look.scene.kernel(), module);
+    const auto begin = sections ? sections->address_of(".init.text") : std::nullopt;
+    return begin && lead.target >= *begin && lead.target - *begin < most;
   }
 
   // Each holds a nop, or a call (or, for BPF, a jump) that is judged like all others, or int3 for a moment.
@@ -389,19 +399,26 @@ private:
         look_at(CodeSites::jump_labels_of(kernel, region.module), region.base, region.base + region.size);
   }
 
-  Result<void> look_beside_reference(Look &look) {
+  Result<void> look_beside_references(Look &look) {
     const Kernel &kernel = look.scene.kernel();
-    if (reference_base_ != kernel.location().base) {
-      TRY_ASSIGN(reference_, ReferenceText::create(*look.scene.reference(), kernel));
-      reference_base_ = kernel.location().base;
-    }
-    reference_->look(kernel, look.sites, [&](const ReferenceText::Difference &difference) {
+    const References &references = look.scene.references();
+    const ReferenceText::Give give = [&](const ReferenceText::Difference &difference) {
       report(look, difference.at,
              fmt::format("{} bytes of {} from {} on are not those of the reference", difference.found.size(),
                          difference.is_code ? "code" : "read-only data", look.scene.describe(difference.at)))
           .with("expected_bytes", copy(difference.expected))
           .with("found_bytes", copy(difference.found));
-    });
+    };
+    if (references.kernel != nullptr) {
+      if (reference_base_ != kernel.location().base) {
+        TRY_ASSIGN(reference_, ReferenceText::create(*references.kernel, kernel));
+        reference_base_ = kernel.location().base;
+      }
+      reference_->look(kernel, look.sites, give);
+    }
+    if (references.modules != nullptr)
+      for (std::string &what : compare_modules(*references.modules, kernel, look.regions, look.sites, give))
+        look.findings.could_not_see(std::move(what));
     return {};
   }
 
@@ -425,7 +442,7 @@ LARARIUM_CHECK(
     "are "
     "also compared with what they were at the first look, which is trusted, less the places that the kernel itself "
     "changes. A single check remembers nothing: what was changed before, and leads nowhere, is seen only beside "
-    "the file that the kernel was booted from (--reference).")
+    "the file that the kernel was booted from, and the folder of its modules (--reference).")
 
 } // namespace
 } // namespace lararium::detect

@@ -21,6 +21,10 @@ constexpr std::size_t site_limit = 1 << 20;
 constexpr std::size_t line_bytes = 64;
 constexpr std::size_t part_limit = 64; // instructions in one place
 
+std::uint64_t moved(std::uint64_t place, std::int32_t distance) {
+  return place + static_cast<std::uint64_t>(std::int64_t{distance});
+}
+
 // Where two ranges of one size differ next, from `at` on; their size where they do not.
 std::size_t next_difference(Bytes a, Bytes b, std::size_t at) {
   for (; at + 8 <= a.size(); at += 8) {
@@ -163,8 +167,9 @@ Result<ReferenceText> ReferenceText::create(const KernelFile &file, const Kernel
   if (text == nullptr || !begin || !end || *end <= *begin || *end - *begin > text->content.size())
     return fail(ErrorCode::not_found, "the reference and the guest's symbols do not agree on where the text lies");
   ReferenceText reference(file, begin->value - text->address);
-  reference.text_begin_ = text->address;
-  reference.text_end_ = text->address + (*end - *begin);
+  reference.is_image_ = true;
+  reference.kernel_text_ = {text->address, text->address + (*end - *begin)};
+  reference.code_ = {reference.kernel_text_};
 
   const auto data = kernel.symbol("__start_rodata"), data_end = kernel.symbol("__end_rodata");
   const auto later = kernel.symbol("__start_ro_after_init"), later_end = kernel.symbol("__end_ro_after_init");
@@ -177,22 +182,59 @@ Result<ReferenceText> ReferenceText::create(const KernelFile &file, const Kernel
     }
   }
 
-  reference.return_thunk_ = kernel.symbol("__x86_return_thunk");
-  constexpr std::uint8_t branch = 5;
-  reference.add_relative(".retpoline_sites", 6, Kind::retpoline); // 6: conditional ones
-  reference.add_relative(".return_sites", branch, Kind::ret);
-  reference.add_relative(".call_sites", branch, Kind::call);
-  reference.add_relative(".ibt_endbr_seal", 4, Kind::endbr);
-  reference.add_relative(".smp_locks", 1, Kind::lock);
-  reference.add_alternatives(kernel);
-  reference.add_paravirt();
-  reference.add_tables(kernel);
+  reference.add_sites_of_sections(kernel);
+  reference.add_tables_of_image(kernel);
   reference.add_constants(kernel);
-  std::erase_if(reference.sites_, [&](const Site &site) {
-    return site.length == 0 || site.at < reference.text_begin_ || site.at >= reference.text_end_;
-  });
-  std::ranges::sort(reference.sites_, {}, &Site::at);
+  reference.order_sites();
   return reference;
+}
+
+Result<ReferenceText> ReferenceText::of_module(const RelocatedModule &module, std::vector<Range> code,
+                                               std::vector<Range> data, const Kernel &kernel) {
+  const auto begin = kernel.symbol("_stext"), end = kernel.symbol("_etext");
+  if (!begin || !end || *end <= *begin)
+    return fail(ErrorCode::not_found, "the kernel's symbols do not say where its text lies");
+  ReferenceText reference(module, 0);
+  reference.kernel_text_ = {begin->value, end->value};
+  reference.code_ = std::move(code);
+  reference.data_ = std::move(data);
+  reference.add_sites_of_sections(kernel);
+  const auto table = [&](std::string_view name) -> Table {
+    const auto *section = module.section(name);
+    return section == nullptr ? Table() : Table{section->address, section->content};
+  };
+  reference.add_tracers(table("__mcount_loc"));
+  reference.add_static_calls(table(".static_call_sites"));
+  reference.add_jump_labels(table("__jump_table"), kernel);
+  for (const std::uint64_t place : module.trampolines())
+    if (reference.sites_.size() < site_limit)
+      reference.sites_.push_back({place, 8, Kind::trampoline, 0, 0});
+  for (const RelocatedModule::Place &place : module.unknown())
+    reference.sites_.push_back({place.at, place.length, Kind::unknown, 0, 0});
+  reference.order_sites();
+  return reference;
+}
+
+void ReferenceText::add_sites_of_sections(const Kernel &kernel) {
+  return_thunk_ = kernel.symbol("__x86_return_thunk");
+  constexpr std::uint8_t branch = 5;
+  add_relative(".retpoline_sites", 6, Kind::retpoline); // 6: conditional ones
+  add_relative(".return_sites", branch, Kind::ret);
+  add_relative(".call_sites", branch, Kind::call);
+  add_relative(".ibt_endbr_seal", 4, Kind::endbr);
+  add_relative(".smp_locks", 1, Kind::lock);
+  add_alternatives(kernel);
+  add_paravirt();
+}
+
+// Those outside of what is compared are away: tables also name initialisation code.
+void ReferenceText::order_sites() {
+  std::erase_if(sites_, [&](const Site &site) {
+    const auto holds = [&](const Range &range) { return site.at >= range.begin && site.at < range.end; };
+    const bool is_in_data = site.kind == Kind::unknown && std::ranges::any_of(data_, holds);
+    return site.length == 0 || (!is_in_data && std::ranges::none_of(code_, holds));
+  });
+  std::ranges::sort(sites_, {}, &Site::at);
 }
 
 // Distances of 4 bytes, each from its own place.
@@ -242,7 +284,7 @@ void ReferenceText::add_paravirt() {
 // places. They must hold what the variable holds; where no symbol tells of the variable, what the first of them holds.
 void ReferenceText::add_constants(const Kernel &kernel) {
   constexpr std::string_view pointer = "runtime_ptr_", shift = "runtime_shift_";
-  for (const KernelFile::Section &section : file_->sections()) {
+  for (const LinkedSection &section : file_->sections()) {
     const bool is_pointer = section.name.starts_with(pointer);
     if (!is_pointer && !section.name.starts_with(shift))
       continue;
@@ -260,39 +302,43 @@ void ReferenceText::add_constants(const Kernel &kernel) {
 }
 
 // Tables with no section of their own: the guest's symbols say where they lie, the file what they hold.
-void ReferenceText::add_tables(const Kernel &kernel) {
-  const auto table = [&](const char *first, const char *last) -> Bytes {
+void ReferenceText::add_tables_of_image(const Kernel &kernel) {
+  const auto table = [&](const char *first, const char *last) -> Table {
     const auto begin = kernel.symbol(first), end = kernel.symbol(last);
-    return begin && end && *end > *begin ? file_->at(linked(*begin), *end - *begin) : Bytes();
+    return begin && end && *end > *begin ? Table{linked(*begin), file_->at(linked(*begin), *end - *begin)} : Table();
   };
-  const auto room = [&] { return sites_.size() < site_limit; };
-  const auto begin_of = [&](const char *first) { return linked(*kernel.symbol(first)); };
-  const auto relative = [](std::uint64_t place, std::int32_t distance) {
-    return place + static_cast<std::uint64_t>(std::int64_t{distance});
-  };
-  const Bytes tracers = table("__start_mcount_loc", "__stop_mcount_loc");
-  for (std::size_t at = 0; at + 8 <= tracers.size() && room(); at += 8)
-    sites_.push_back({*load<std::uint64_t>(tracers, at), 5, Kind::tracer, 0, 0});
-  const Bytes calls = table("__start_static_call_sites", "__stop_static_call_sites");
-  for (std::size_t at = 0; at + 8 <= calls.size() && room(); at += 8)
-    sites_.push_back({relative(begin_of("__start_static_call_sites") + at, *load<std::int32_t>(calls, at)), 6,
-                      Kind::static_call, 0, 0});
-  const Bytes labels = table("__start___jump_table", "__stop___jump_table");
-  if (kernel.types().size_of("jump_entry") == 16)
-    for (std::size_t at = 0; at + 16 <= labels.size() && room(); at += 16) {
-      const std::uint64_t place = begin_of("__start___jump_table") + at;
-      sites_.push_back({relative(place, *load<std::int32_t>(labels, at)), 5, Kind::jump_label,
-                        relative(place + 4, *load<std::int32_t>(labels, at + 4)), 0});
-    }
+  add_tracers(table("__start_mcount_loc", "__stop_mcount_loc"));
+  add_static_calls(table("__start_static_call_sites", "__stop_static_call_sites"));
+  add_jump_labels(table("__start___jump_table", "__stop___jump_table"), kernel);
   for (const Gva place : CodeSites::patchable_symbols(kernel))
-    if (room())
+    if (sites_.size() < site_limit)
       sites_.push_back({linked(place), 8, Kind::trampoline, 0, 0});
+}
+
+void ReferenceText::add_tracers(const Table &table) {
+  for (std::size_t at = 0; at + 8 <= table.content.size() && sites_.size() < site_limit; at += 8)
+    sites_.push_back({*load<std::uint64_t>(table.content, at), 5, Kind::tracer, 0, 0});
+}
+
+void ReferenceText::add_static_calls(const Table &table) {
+  for (std::size_t at = 0; at + 8 <= table.content.size() && sites_.size() < site_limit; at += 8)
+    sites_.push_back({moved(table.address + at, *load<std::int32_t>(table.content, at)), 6, Kind::static_call, 0, 0});
+}
+
+void ReferenceText::add_jump_labels(const Table &table, const Kernel &kernel) {
+  if (kernel.types().size_of("jump_entry") != 16)
+    return;
+  for (std::size_t at = 0; at + 16 <= table.content.size() && sites_.size() < site_limit; at += 16) {
+    const std::uint64_t place = table.address + at;
+    sites_.push_back({moved(place, *load<std::int32_t>(table.content, at)), 5, Kind::jump_label,
+                      moved(place + 4, *load<std::int32_t>(table.content, at + 4)), 0});
+  }
 }
 
 void ReferenceText::look(const Kernel &kernel, const CodeSites &now, const Give &give) const {
   std::vector<std::byte> buffer;
   const auto look_at = [&](std::uint64_t begin, std::uint64_t end, bool is_code) {
-    for (const KernelFile::Section &section : file_->sections()) {
+    for (const LinkedSection &section : file_->sections()) {
       const std::uint64_t first = std::max(begin, section.address),
                           last = std::min(end, section.address + section.content.size());
       for (std::uint64_t at = first; at < last; at += window_bytes) {
@@ -314,7 +360,8 @@ void ReferenceText::look(const Kernel &kernel, const CodeSites &now, const Give 
       }
     }
   };
-  look_at(text_begin_, text_end_, true);
+  for (const Range &range : code_)
+    look_at(range.begin, range.end, true);
   for (const Range &range : data_)
     look_at(range.begin, range.end, false);
 }
@@ -325,13 +372,13 @@ void ReferenceText::compare(std::uint64_t begin, Bytes expected, Bytes found, bo
        at = next_difference(expected, found, at)) {
     // On some processors the kernel takes a list of options apart that is a constant of its own, before its data are
     // sealed (__check_quirks_intel()).
-    const bool is_separator = !is_code && expected[at] == std::byte{','} && found[at] == std::byte{};
+    const bool is_separator = is_image_ && !is_code && expected[at] == std::byte{','} && found[at] == std::byte{};
     if (is_separator) {
       ++at;
       continue;
     }
     std::size_t past = at;
-    if (is_code)
+    if (is_code || !is_image_)
       past = std::min<std::size_t>(past_site(begin + at, begin, found, now) - begin, expected.size());
     if (past != at || is_moved_address(expected, found, at, static_cast<std::uint32_t>(slide_), past, !has_texts)) {
       at = past;
@@ -381,6 +428,7 @@ bool ReferenceText::is_lawful(const Site &site, Bytes found) const {
   const unsigned first = byte_at(found, 0);
   switch (site.kind) {
   case Kind::constant: return found.size() == site.length && std::memcmp(found.data(), &site.other, site.length) == 0;
+  case Kind::unknown: return true;
   case Kind::lock: return byte_at(expected, 0) == 0xf0 && first == 0x3e;
   case Kind::endbr: // a nop, or ud1 in its place
     return is_filling(found) || (first == 0x0f && byte_at(found, 1) == 0xb9);
@@ -400,7 +448,8 @@ bool ReferenceText::is_lawful(const Site &site, Bytes found) const {
     constexpr std::array<std::uint8_t, 5> warning{0x67, 0x48, 0x0f, 0xb9, 0x3a}; // ud1, which says where to look
     return linux_guest::is_long_nop(found) || is(zero) || is(zero_before) || is(warning) || first == 0xc3;
   }
-  case Kind::ret: return first == 0xc3 || (first == 0xe9 && is_lawful_branch(found, text_begin_, text_end_, site.at));
+  case Kind::ret:
+    return first == 0xc3 || (first == 0xe9 && is_lawful_branch(found, kernel_text_.begin, kernel_text_.end, site.at));
   case Kind::call: { // with call depth tracking it leads to the padding before the function
     const auto target = linux_guest::branch_target(Gva{site.at}, expected);
     constexpr std::uint64_t padding = 64;
@@ -436,8 +485,9 @@ bool ReferenceText::is_lawful(const Site &site, Bytes found) const {
     // A call through a pointer of paravirt that became a direct one, or nothing (ALT_FLAG_DIRECT_CALL, 6.8).
     if (byte_at(expected, 0) != 0xff)
       return false;
-    return is_filling(found) || (first == 0xe8 && is_lawful_branch(found, text_begin_, text_end_, site.at) &&
-                                 is_filling(found.subspan(std::min<std::size_t>(5, found.size()))));
+    return is_filling(found) ||
+           (first == 0xe8 && is_lawful_branch(found, kernel_text_.begin, kernel_text_.end, site.at) &&
+            is_filling(found.subspan(std::min<std::size_t>(5, found.size()))));
   }
   }
   return false;

@@ -90,7 +90,7 @@ Result<std::vector<Outcome>> Runner::run() {
     open[i] = i;
   while (!open.empty()) {
     system_->refresh();
-    TRY_ASSIGN(const auto scene, Scene::create(*target_, *system_, reference));
+    TRY_ASSIGN(const auto scene, Scene::create(*target_, *system_, references));
     std::erase_if(open, [&](std::size_t i) {
       auto outcome = look(i, *scene);
       if (!outcome)

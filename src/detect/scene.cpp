@@ -20,13 +20,12 @@ std::vector<const CheckEntry *> all_checks() {
   return checks;
 }
 
-Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSystem &system,
-                                             const KernelFile *reference) {
+Result<std::unique_ptr<Scene>> Scene::create(const Target &target, OperatingSystem &system, References references) {
   const linux_guest::Kernel *kernel = linux_guest::kernel_of(system);
   if (kernel == nullptr)
     return fail(ErrorCode::unsupported, "only Linux guests can be checked so far");
   std::unique_ptr<Scene> scene(new Scene(target, system, *kernel));
-  scene->reference_ = reference;
+  scene->references_ = references;
   if (target.vcpus)
     if (auto registers = target.vcpus->registers())
       scene->vcpus_ = std::move(*registers);
@@ -121,11 +120,11 @@ std::string Scene::describe(Gva address) const {
     text = symbol->second == 0 ? symbol->first.name : fmt::format("{}+{:#x}", symbol->first.name, symbol->second);
   const bool in_image =
       address >= kernel_->location().base && address - kernel_->location().base < kernel_->location().size;
-  if (range == nullptr && !in_image)
+  const std::string owner = range != nullptr ? range->name : in_image ? std::string() : module_at(address);
+  if (range == nullptr && !in_image && owner.empty())
     return fmt::format("{:#x}", address.value);
-  if (range != nullptr && !range->name.empty())
-    return text.empty() ? fmt::format("{:#x} [{}]", address.value, range->name)
-                        : fmt::format("{} [{}]", text, range->name);
+  if (!owner.empty())
+    return text.empty() ? fmt::format("{:#x} [{}]", address.value, owner) : fmt::format("{} [{}]", text, owner);
   return text.empty() ? fmt::format("{:#x}", address.value) : text;
 }
 

@@ -33,7 +33,7 @@ class Attack:
     pattern: str  # of the finding's subject, a space, and its sentence
     begin: typing.Callable  # of (test); gives the function that ends it
     unseen: str = ""  # why no check can find it yet
-    reference: bool = False  # the check has the file that the guest's kernel was booted from
+    reference: bool = False  # the check has the files of the guest's kernel and modules
     guarded: bool = False    # in a guest with SELinux, which is locked down at the end
 
 
@@ -154,6 +154,7 @@ def audited(name, check, pattern):
 
 
 FIRST_LOOK = "one look does not know what was there before"
+MODULE_DATA = "only beside the files of its modules"
 ORDINARY = "workload as 1000 sleep"
 CONTAINED = "workload own_namespace"
 ATTACKS = [
@@ -180,6 +181,10 @@ ATTACKS = [
     technique("text_byte", "kernel_text", r"bytes of code from .* reference", "", reference=True),
     technique("rodata_byte", "kernel_text", r"read-only data from .*banner.* reference", "", reference=True),
     technique("module_text_byte", "kernel_text", r"dummy", "", unseen=FIRST_LOOK),
+    technique("module_rodata_byte", "kernel_text", r"dummy", "", unseen=MODULE_DATA),
+    technique("module_text_byte", "kernel_text", r"bytes of code from .*dummy.* reference", "", reference=True),
+    technique("module_rodata_byte", "kernel_text", r"read-only data from dummy_ethtool_ops .* reference", "",
+              reference=True),
     # modules and code outside of modules
     technique("module_unlisted", "modules", r"lararium_attack.*not in the list of modules", ""),
     technique("module_not_in_sysfs", "modules", r"lararium_attack.*not in sysfs", ""),
@@ -310,7 +315,8 @@ class Attacked(harness.GuestTest):
             self.fail("the guest does not answer")
 
     def findings(self, check, reference=False):
-        reference = ["--reference", self.guest.kernel.image] if reference else []
+        files = [self.guest.kernel.image, self.guest.kernel.modules] if reference else []
+        reference = [word for path in files for word in ("--reference", path)]
         return self.items("check", "--only", check, *reference, check=False)
 
     def carry_out(self, attack):

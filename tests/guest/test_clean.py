@@ -88,7 +88,8 @@ class Rounds(harness.GuestTest):
         strange = collections.Counter()
         example = {}
         for _ in range(rounds):
-            completed = harness.run_lararium("check", self.guest.pid, "--reference", self.guest.kernel.image, "--json",
+            completed = harness.run_lararium("check", self.guest.pid, "--reference", self.guest.kernel.image,
+                                             "--reference", self.guest.kernel.modules, "--json",
                                              cache=self.cache.name, check=False)
             if not completed.stdout:
                 self.fail(f"lararium check ended with {completed.returncode}: {completed.stderr}")

@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <fmt/format.h>
+#include <system_error>
 
 namespace lararium::cli {
 namespace {
@@ -28,11 +30,10 @@ public:
     syntax.option("--skip", "CHECKS", "not these", skip_);
     syntax.option("--severity", "LEAST", "only findings at least as grave; low ones mean something with other evidence",
                   severity_, {"low", "medium", "high", "critical"});
-    syntax.option(
-        "--reference", "FILE",
-        "vmlinuz or vmlinux of the guest's kernel, from its package: its code and read-only data are compared "
-        "with it",
-        reference_);
+    syntax.option("--reference", "FILE",
+                  "vmlinuz or vmlinux of the guest's kernel, from its package, or the folder of its modules "
+                  "(lib/modules/RELEASE); may be given for each: code and read-only data are compared with theirs",
+                  reference_);
     syntax.option(
         "--lies-command", "COMMAND",
         "instead, compares what the guest says of itself: a shell command that runs its input in the guest as "
@@ -62,11 +63,19 @@ public:
       return look_for_lies(context, *target, *guest);
     TRY_ASSIGN(auto runner, detect::Runner::create(*target, *guest,
                                                    {split_names(only_.value_or("")), split_names(skip_.value_or(""))}));
-    std::optional<KernelFile> reference;
-    if (reference_) {
-      TRY_ASSIGN(reference, open_reference(*reference_, *guest));
-      runner.reference = &*reference;
+    std::optional<KernelFile> kernel;
+    std::optional<ModuleFolder> modules;
+    for (const std::string &path : reference_) {
+      const bool is_folder = std::filesystem::is_directory(path, ignored_);
+      if (is_folder ? modules.has_value() : kernel.has_value())
+        return fail(ErrorCode::usage, fmt::format("{} is a second reference of the same kind", visible(path)));
+      if (is_folder) {
+        TRY_ASSIGN(modules, open_modules(path));
+      } else {
+        TRY_ASSIGN(kernel, open_kernel(path, *guest));
+      }
     }
+    runner.references = {kernel ? &*kernel : nullptr, modules ? &*modules : nullptr};
     // What stands still needs no second look.
     if (context.paused() || target->identity.kind == TargetKind::dump)
       runner.looks = 1;
@@ -93,7 +102,15 @@ private:
     return context.options.json ? print_json(context, outcomes) : print(context, outcomes, found, took);
   }
 
-  static Result<KernelFile> open_reference(const std::string &path, OperatingSystem &guest) {
+  static Result<ModuleFolder> open_modules(const std::string &path) {
+    TRY_ASSIGN(ModuleFolder folder, ModuleFolder::open(path));
+    if (folder.size() == 0)
+      return fail(ErrorCode::usage,
+                  fmt::format("there is no module (NAME.ko, NAME.ko.xz, .zst or .gz) in {}", visible(path)));
+    return folder;
+  }
+
+  static Result<KernelFile> open_kernel(const std::string &path, OperatingSystem &guest) {
     auto file = KernelFile::open(path);
     if (!file) {
       file.error().message = fmt::format("{}: {}", visible(path), file.error().message);
@@ -254,7 +271,9 @@ private:
   }
 
   bool list_ = false, lies_script_ = false;
-  std::optional<std::string> only_, skip_, reference_, severity_, lies_, lies_command_, lies_agent_;
+  std::vector<std::string> reference_;
+  std::error_code ignored_;
+  std::optional<std::string> only_, skip_, severity_, lies_, lies_command_, lies_agent_;
 };
 
 LARARIUM_COMMAND(CheckCommand, "check", security, vm, "looks for signs of tampering and intrusion")

@@ -14,6 +14,7 @@
 #include "lararium/os/linux/tasks.h"
 #include "lararium/record/record.h"
 #include "lararium/symbols/kernel_file.h"
+#include "lararium/symbols/module_folder.h"
 #include "lararium/vm/target.h"
 
 #include <cstdint>
@@ -28,13 +29,19 @@
 
 namespace lararium::detect {
 
+// Files that the operator knows to be good; null: there is none.
+struct References {
+  const KernelFile *kernel = nullptr;    // that the guest's kernel was booted from
+  const ModuleFolder *modules = nullptr; // in which its modules' files are
+};
+
 // One look at one guest: what all checks of that look share, read at its first use.
 class Scene {
 public:
-  // `system` must be of Linux: create() says so otherwise. All must outlive the scene. `reference`: the file that the
-  // guest's kernel was booted from, where the operator has it.
+  // `system` must be of Linux: create() says so otherwise. All must outlive the scene, and so must what
+  // `references` names.
   [[nodiscard]] static Result<std::unique_ptr<Scene>> create(const Target &target, OperatingSystem &system,
-                                                             const KernelFile *reference = nullptr);
+                                                             References references = {});
 
   [[nodiscard]] OperatingSystem &system() const { return *system_; }
   [[nodiscard]] const linux_guest::Kernel &kernel() const { return *kernel_; }
@@ -42,7 +49,7 @@ public:
   // The same with `msrs`, asked for at first use; an error says why they cannot be had.
   [[nodiscard]] const Result<std::vector<VcpuRegisters>> &vcpus_with_msrs() const;
   [[nodiscard]] const CodeMap &code() const { return code_; }
-  [[nodiscard]] const KernelFile *reference() const { return reference_; } // null: there is none
+  [[nodiscard]] const References &references() const { return references_; }
   // All threads, walked once in this look. Who compares the list with other records walks it anew.
   [[nodiscard]] const Result<View<linux_guest::TaskEntry>> &tasks() const;
   [[nodiscard]] const std::vector<Process> &processes() const;  // with arguments and paths
@@ -66,7 +73,7 @@ private:
   const Target *target_;
   OperatingSystem *system_;
   const linux_guest::Kernel *kernel_;
-  const KernelFile *reference_ = nullptr;
+  References references_;
   std::vector<VcpuRegisters> vcpus_;
   mutable std::optional<Result<std::vector<VcpuRegisters>>> vcpus_with_msrs_;
   CodeMap code_;

@@ -59,9 +59,8 @@ public:
   [[nodiscard]] std::optional<Outcome> look(std::size_t index, const Scene &scene);
   [[nodiscard]] std::chrono::milliseconds again_after(std::size_t index) const;
 
-  unsigned looks = 4; // 1: for what stands still
-  // The file that the guest's kernel was booted from; null: there is none. It must outlive the runner.
-  const KernelFile *reference = nullptr;
+  unsigned looks = 4;    // 1: for what stands still
+  References references; // what they name must outlive the runner
 
 private:
   struct Entry {

@@ -6,21 +6,16 @@
 #include "lararium/base/mapping.h"
 #include "lararium/base/result.h"
 #include "lararium/symbols/build_id.h"
+#include "lararium/symbols/linked_sections.h"
 
-#include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace lararium {
 
-class KernelFile {
+class KernelFile : public LinkedSections {
 public:
-  struct Section {
-    std::string name;
-    std::uint64_t address = 0; // as linked
-    Bytes content;             // empty: it has none in the file (.bss)
-  };
+  using Section = LinkedSection;
 
   // Unpacks what a bzImage holds (gzip, xz, zstd, lz4). An ELF `file` must outlive the result. Errors: `corrupt`;
   // `unsupported`, for another way of packing, another architecture, or no kernel at all.
@@ -28,15 +23,10 @@ public:
   [[nodiscard]] static Result<KernelFile> open(const std::string &path);
 
   [[nodiscard]] const BuildId &build_id() const { return build_id_; }
-  [[nodiscard]] const std::vector<Section> &sections() const { return sections_; }
-  [[nodiscard]] const Section *section(std::string_view name) const; // null: there is none
-  // The bytes that lie at an address as linked; empty where a section does not hold them all.
-  [[nodiscard]] Bytes at(std::uint64_t address, std::uint64_t size) const;
 
 private:
   Mapping file_;                    // what the sections lie in, or
   std::vector<std::byte> unpacked_; // what came out of it
-  std::vector<Section> sections_;
   BuildId build_id_;
 };
 

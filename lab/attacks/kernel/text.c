@@ -6,7 +6,7 @@
 #include <linux/sched.h>
 #include <linux/string.h>
 
-static struct patch inline_patch, call_patch, padding_patch, rodata_patch, module_patch, module_padding_patch;
+static struct patch inline_patch, call_patch, padding_patch, rodata_patch, module_patch, module_padding_patch, module_rodata_patch;
 
 static bool is_nop(const u8 *at)
 {
@@ -133,6 +133,21 @@ static void module_padding_off(void)
 	patch_revert(&module_padding_patch);
 }
 
+// What dummy can do for ethtool: a table that is read-only, and of which nothing is called for this.
+static int module_rodata_on(const char *argument)
+{
+	u8 *table = attack_symbol("dummy:dummy_ethtool_ops"), byte;
+	if (!table)
+		return -EOPNOTSUPP;
+	byte = *table ^ 1;
+	return patch_apply(&module_rodata_patch, table, &byte, 1);
+}
+
+static void module_rodata_off(void)
+{
+	patch_revert(&module_rodata_patch);
+}
+
 struct attack attack_text[] = {
 	{"text_inline_jump", inline_on, inline_off},
 	{"text_call", call_on, call_off},
@@ -141,5 +156,6 @@ struct attack attack_text[] = {
 	{"rodata_storm", rodata_storm_on, rodata_storm_off},
 	{"module_text_jump", module_on, module_off},
 	{"module_text_byte", module_padding_on, module_padding_off},
+	{"module_rodata_byte", module_rodata_on, module_rodata_off},
 	{},
 };

@@ -16,7 +16,7 @@ namespace {
 constexpr std::uint64_t xz_memory_limit = 256U << 20; // the kernel's build uses dictionaries of up to 128 MiB
 constexpr std::size_t step = 8U << 20;
 
-std::unexpected<Error> damaged() { return fail(ErrorCode::corrupt, "the packed kernel in the file is damaged"); }
+std::unexpected<Error> damaged() { return fail(ErrorCode::corrupt, "what the file packs is damaged"); }
 
 bool begins_with(Bytes bytes, std::string_view magic) {
   return bytes.size() >= magic.size() &&
@@ -137,10 +137,9 @@ Result<std::vector<std::byte>> unpack(Bytes packed) {
     return unpack_zstd(packed);
   if (begins_with(packed, "\x02\x21\x4c\x18"sv))
     return unpack_lz4(packed);
-  return fail(
-      ErrorCode::unsupported,
-      "the kernel in the file is packed in a way that is not known here (known: gzip, xz, zstd, lz4); unpack it "
-      "first, with extract-vmlinux from the kernel's sources");
+  return fail(ErrorCode::unsupported, "the file is packed in a way that is not known here (known: gzip, xz, zstd, "
+                                      "lz4); unpack it first: a vmlinuz with "
+                                      "extract-vmlinux from the kernel's sources");
 }
 
 } // namespace lararium::kernel_file
