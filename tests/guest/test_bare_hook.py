@@ -149,8 +149,6 @@ class BareHook(BareGuestTest):
             took, stood = counts["put_back_us"], counts["stood_us"]
             print(f"{self.name(guest)}: {faults} writes, put back {statistics.median(took):.0f}, at most {max(took):.0f} us "
                   f"after the fault; they stood there for {statistics.median(stood):.0f}, at most {max(stood):.0f} us")
-            if guest.options.accel == "kvm":
-                self.assertLess(statistics.median(stood), 1000)
         self.on_each(check)
 
     def test_killed_at_any_moment(self):
