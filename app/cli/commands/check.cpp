@@ -66,7 +66,8 @@ public:
     std::optional<KernelFile> kernel;
     std::optional<ModuleFolder> modules;
     for (const std::string &path : reference_) {
-      const bool is_folder = std::filesystem::is_directory(path, ignored_);
+      std::error_code ignored;
+      const bool is_folder = std::filesystem::is_directory(path, ignored);
       if (is_folder ? modules.has_value() : kernel.has_value())
         return fail(ErrorCode::usage, fmt::format("{} is a second reference of the same kind", visible(path)));
       if (is_folder) {
@@ -272,7 +273,6 @@ private:
 
   bool list_ = false, lies_script_ = false;
   std::vector<std::string> reference_;
-  std::error_code ignored_;
   std::optional<std::string> only_, skip_, severity_, lies_, lies_command_, lies_agent_;
 };
 
