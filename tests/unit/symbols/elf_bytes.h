@@ -1,6 +1,8 @@
 // What tests that make ELF files, and pack them, have in common.
 #pragma once
 
+#include "lararium/base/bytes.h"
+
 #include <cstddef>
 #include <cstring>
 #include <elf.h>
@@ -21,7 +23,7 @@ inline Elf64_Ehdr elf_header() {
   return header;
 }
 
-inline std::vector<std::byte> gzip(const std::vector<std::byte> &plain) {
+inline std::vector<std::byte> gzip(Bytes plain) {
   std::vector<std::byte> out(plain.size() + 256);
   z_stream stream{};
   EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
