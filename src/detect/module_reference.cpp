@@ -35,6 +35,7 @@ public:
 
   std::vector<std::string> run() {
     std::vector<Gva> modules;
+    modules.reserve(regions_.size());
     for (const ModuleRegion &region : regions_)
       modules.push_back(region.module);
     std::ranges::sort(modules);
@@ -44,7 +45,7 @@ public:
     for (auto first = regions_.begin(); first != regions_.end();) {
       const auto end = std::find_if(first, regions_.end(),
                                     [&](const ModuleRegion &region) { return region.module != first->module; });
-      if (const auto compared = compare(std::span(first, end)); !compared)
+      if (const auto compared = compare(std::span(first, end)); !compared && notes_.size() < most_named)
         notes_.push_back(fmt::format("module {}: {}", first->name, compared.error().message));
       first = end;
     }
@@ -52,8 +53,9 @@ public:
       notes_.push_back(fmt::format("{} of the guest's modules have no file in {}: {}", without_file_.size(),
                                    folder_.path(), named(without_file_)));
     if (unknown_ != 0)
-      notes_.push_back(
-          fmt::format("{} addresses in modules were not compared, as their symbols are not known", unknown_));
+      notes_.push_back(fmt::format("{} addresses in modules were not compared, as the kernel does not tell "
+                                   "where what they lead to is",
+                                   unknown_));
     return std::move(notes_);
   }
 

@@ -119,6 +119,17 @@ class Clean(Rounds):
         self.look(ROUNDS)
 
 
+    def test_z_every_module(self):
+        # Loaded one by one, as some are for hardware that is not there.
+        self.guest.check("for file in $(find /lib/modules -name '*.ko'); do modprobe $(basename $file .ko); done; true",
+                         timeout=180)
+        self.look(max(ROUNDS // 10, 2))
+        seen = json.loads(harness.run_lararium("check", self.guest.pid, "--only", "kernel_text", "--reference",
+                                               self.guest.kernel.modules, "--json", cache=self.cache.name).stdout)
+        unseen = [what for what in seen["checks"][0]["unseen"] if not re.match(r"\d+ addresses in modules", what)]
+        self.assertEqual(unseen, [], "modules were not compared")
+
+
 class CleanTraced(Rounds):
     # In one thread of QEMU's: in several, TCG loses a guest in which tracers rewrite the kernel's code all day (ADR 5).
     OPTIONS = {**Rounds.OPTIONS, "tcg_threads": "single"}

@@ -1,3 +1,4 @@
+#include "elf_bytes.h"
 #include "lararium/symbols/isf.h"
 
 #include "btf_builder.h"
@@ -7,7 +8,6 @@
 #include <gtest/gtest.h>
 #include <lzma.h>
 #include <nlohmann/json.hpp>
-#include <zlib.h>
 
 namespace lararium {
 namespace {
@@ -111,20 +111,6 @@ TEST(IsfImport, KeepsTheGivenBuildId) {
   EXPECT_EQ((*profile)->build_id_offset(), 0x42U);
 }
 
-std::vector<std::byte> gzipped(std::string_view text) {
-  std::vector<std::byte> out(text.size() + 1000);
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  stream.next_in = reinterpret_cast<Bytef *>(const_cast<char *>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  stream.next_out = reinterpret_cast<Bytef *>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
-
 std::vector<std::byte> xz_packed(std::string_view text) {
   std::vector<std::byte> out(text.size() + 1000);
   std::size_t used = 0;
@@ -136,7 +122,7 @@ std::vector<std::byte> xz_packed(std::string_view text) {
 }
 
 TEST(IsfImport, UnpacksByContent) {
-  for (const auto &packed : {gzipped(example), xz_packed(example)}) {
+  for (const auto &packed : {gzip(bytes_of(example)), xz_packed(example)}) {
     const auto profile = import_isf(packed);
     ASSERT_TRUE(profile) << profile.error().message;
     expect_example(**profile);
@@ -150,7 +136,7 @@ TEST(IsfImport, ABombDoesNotFillMemory) {
   const std::string text(2U << 20, ' ');
   auto streams = xz_packed(text); // two concatenated ones: more than the limit together
   streams.insert(streams.end(), streams.begin(), streams.end());
-  for (const auto &bomb : {gzipped(text + text), xz_packed(text + text), streams}) {
+  for (const auto &bomb : {gzip(bytes_of(text + text)), xz_packed(text + text), streams}) {
     std::vector<std::byte> storage;
     const auto unpacked = isf::unpack(bomb, limit, storage);
     ASSERT_FALSE(unpacked);
@@ -158,7 +144,7 @@ TEST(IsfImport, ABombDoesNotFillMemory) {
     EXPECT_LE(storage.size(), limit);
   }
   std::vector<std::byte> storage;
-  EXPECT_EQ(isf::unpack(gzipped(text), limit, storage).value_or(Bytes()).size(), text.size());
+  EXPECT_EQ(isf::unpack(gzip(bytes_of(text)), limit, storage).value_or(Bytes()).size(), text.size());
 }
 
 TEST(IsfImport, RefusesWhatIsNoUsableIsf) {

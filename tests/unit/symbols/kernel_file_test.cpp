@@ -1,3 +1,4 @@
+#include "elf_bytes.h"
 #include "lararium/symbols/kernel_file.h"
 
 #include <algorithm>
@@ -6,7 +7,6 @@
 #include <elf.h>
 #include <gtest/gtest.h>
 #include <lz4.h>
-#include <zlib.h>
 #include <zstd.h>
 
 namespace lararium {
@@ -25,13 +25,8 @@ std::vector<std::byte> elf() {
   constexpr char names[] = "\0.text\0.notes\0.shstrtab";
   constexpr std::size_t text_at = 64, notes_at = 80, names_at = 128, table_at = 192;
   std::vector<std::byte> file;
-  Elf64_Ehdr header{};
-  std::memcpy(header.e_ident, ELFMAG, SELFMAG);
-  header.e_ident[EI_CLASS] = ELFCLASS64;
-  header.e_ident[EI_DATA] = ELFDATA2LSB;
-  header.e_machine = EM_X86_64;
+  Elf64_Ehdr header = elf_header();
   header.e_shoff = table_at;
-  header.e_shentsize = sizeof(Elf64_Shdr);
   header.e_shnum = 4;
   header.e_shstrndx = 3;
   put(file, 0, header);
@@ -76,20 +71,6 @@ std::vector<std::byte> with_size(std::vector<std::byte> packed, std::size_t unpa
   return packed;
 }
 
-std::vector<std::byte> gzip(const std::vector<std::byte> &plain) {
-  std::vector<std::byte> out(plain.size() + 256);
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  stream.next_in = reinterpret_cast<Bytef *>(const_cast<std::byte *>(plain.data()));
-  stream.avail_in = static_cast<uInt>(plain.size());
-  stream.next_out = reinterpret_cast<Bytef *>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return with_size(std::move(out), plain.size());
-}
-
 std::vector<std::byte> zstd(const std::vector<std::byte> &plain) {
   std::vector<std::byte> out(ZSTD_compressBound(plain.size()));
   out.resize(ZSTD_compress(out.data(), out.size(), plain.data(), plain.size(), 3));
@@ -122,7 +103,7 @@ void expect_kernel(const std::vector<std::byte> &bytes) {
 
 TEST(KernelFile, PlainAndPackedInEveryWay) {
   expect_kernel(elf());
-  expect_kernel(bz_image(gzip(elf())));
+  expect_kernel(bz_image(with_size(gzip(elf()), elf().size())));
   expect_kernel(bz_image(zstd(elf())));
   expect_kernel(bz_image(lz4(elf())));
 }
@@ -135,7 +116,7 @@ TEST(KernelFile, WhatIsNoKernelIsRefused) {
   EXPECT_EQ(code_of({}), ErrorCode::unsupported);
   EXPECT_EQ(code_of(std::vector<std::byte>(4096)), ErrorCode::unsupported);
   EXPECT_EQ(code_of(bz_image({std::byte{'B'}, std::byte{'Z'}, std::byte{'h'}})), ErrorCode::unsupported);
-  auto cut = bz_image(gzip(elf()));
+  auto cut = bz_image(with_size(gzip(elf()), elf().size()));
   cut.resize(cut.size() - 40);
   EXPECT_EQ(code_of(cut), ErrorCode::corrupt);
   auto other = elf();

@@ -1,6 +1,7 @@
 // A module file as compilers make it: sections, symbols, relocations.
 #pragma once
 
+#include "elf_bytes.h"
 #include "lararium/base/bytes.h"
 
 #include <array>
@@ -82,13 +83,8 @@ public:
       part.content = entries;
       parts.push_back(part);
     }
-    Elf64_Ehdr header{};
-    std::memcpy(header.e_ident, ELFMAG, SELFMAG);
-    header.e_ident[EI_CLASS] = ELFCLASS64;
-    header.e_ident[EI_DATA] = ELFDATA2LSB;
+    Elf64_Ehdr header = elf_header();
     header.e_type = ET_REL;
-    header.e_machine = EM_X86_64;
-    header.e_shentsize = sizeof(Elf64_Shdr);
     header.e_shnum = static_cast<std::uint16_t>(parts.size() + 1);
     header.e_shstrndx = static_cast<std::uint16_t>(names_at);
     std::vector<std::byte> file(sizeof header), table;

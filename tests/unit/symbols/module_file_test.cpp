@@ -8,7 +8,6 @@
 #include <fstream>
 #include <gtest/gtest.h>
 #include <unistd.h>
-#include <zlib.h>
 
 namespace lararium {
 namespace {
@@ -68,17 +67,7 @@ TEST(ModuleFile, SaysWhatItIs) {
 }
 
 TEST(ModuleFile, IsUnpacked) {
-  const auto plain = parts().builder.build();
-  std::vector<std::byte> packed(plain.size() + 256);
-  z_stream stream{};
-  ASSERT_EQ(deflateInit2(&stream, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  stream.next_in = reinterpret_cast<Bytef *>(const_cast<std::byte *>(plain.data()));
-  stream.avail_in = static_cast<uInt>(plain.size());
-  stream.next_out = reinterpret_cast<Bytef *>(packed.data());
-  stream.avail_out = static_cast<uInt>(packed.size());
-  ASSERT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  packed.resize(stream.total_out);
-  deflateEnd(&stream);
+  const auto packed = gzip(parts().builder.build());
   const auto file = ModuleFile::parse(packed);
   ASSERT_TRUE(file) << file.error().describe();
   EXPECT_EQ(file->source_version(), "ABC123");
