@@ -302,7 +302,7 @@ private:
       const auto symbol = look.scene.system().symbolize(lead.site);
       if (symbol && symbol->first.name.starts_with("__SCT__"))
         return;
-      if (text.module && leads_to_own_initialisation(look, lead, text.module))
+      if (text.module && is_left_of_initialisation(look, lead, text.module))
         return;
     } else {
       // Bytes that are no code, or are read from a wrong place, lead anywhere, but hardly to where code can be. The
@@ -327,13 +327,19 @@ private:
         .with("owner", std::string(range != nullptr ? name_of(range->owner) : "nobody"));
   }
 
-  // Where a module's initialisation was may be another module's memory by now, and what belonged to it and stays
-  // (its alternatives, what they jump over) still leads there.
-  static bool leads_to_own_initialisation(const Look &look, const Lead &lead, Gva module) {
+  // What alternatives are made from stays in a module's memory and never runs there. Of its initialisation, which is
+  // given free, it leads to where that was: by now that may be another module's memory.
+  static bool is_left_of_initialisation(const Look &look, const Lead &lead, Gva module) {
     constexpr std::uint64_t most = 64 << 10; // how large it was is no longer known
     const auto sections = linux_guest::ModuleSections::read(look.scene.kernel(), module);
-    const auto begin = sections ? sections->address_of(".init.text") : std::nullopt;
-    return begin && lead.target >= *begin && lead.target - *begin < most;
+    if (!sections)
+      return false;
+    const auto begin = sections->address_of(".init.text"), kept = sections->address_of(".altinstr_replacement");
+    if (!begin || !kept || lead.target < *begin || lead.target - *begin >= most || lead.site < *kept)
+      return false;
+    return std::ranges::none_of(sections->items, [&](const linux_guest::ModuleSections::Section &section) {
+      return section.address > *kept && section.address <= lead.site;
+    });
   }
 
   // Each holds a nop, or a call (or, for BPF, a jump) that is judged like all others, or int3 for a moment.
