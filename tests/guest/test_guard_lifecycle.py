@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import time
-import unittest
 
 import harness
 from test_guard import MODE, Monitor, guard
@@ -162,8 +161,6 @@ class Hotplug(Lifecycle):
                          f"i=$((i+1)); done; echo {online} >/sys/devices/system/cpu/cpu1/online; "
                          f"[ $(cat /sys/devices/system/cpu/cpu1/online) = {online} ]")
 
-    ARGUMENTS = ()
-
     def assert_denied_on(self, monitor, cpus):
         for cpu in cpus:
             known = len(monitor.records)
@@ -175,27 +172,20 @@ class Hotplug(Lifecycle):
         if self.guest.run("dmesg | grep -q 'plus 0 hotplug CPUs'").code == 0:
             self.skipTest("this kernel (6.9 and later) takes no new CPU under an emulator")
         self.guest.check("cp /bin/busybox /tmp/true")
-        with guard(self.guest, self.cache.name, *DENY, *self.ARGUMENTS) as monitor:
+        with guard(self.guest, self.cache.name, *DENY) as monitor:
             self.assert_denied_on(monitor, [0])
             (place,) = [each for each in self.guest.qmp("query-hotpluggable-cpus") if "qom-path" not in each]
             self.guest.qmp("device_add", driver=place["type"], id="second", **place["props"])
             self.set_online(1)
-            time.sleep(0.5)
             self.assert_denied_on(monitor, [0, 1])
             self.set_online(0)
             self.assert_denied_on(monitor, [0])
             self.set_online(1)
-            time.sleep(0.5)
             self.assert_denied_on(monitor, [0, 1])
             self.assertEqual([r["sentence"] for r in monitor.of("gate_tampered")], [])
         self.assertEqual(monitor.end(), (0, ""))
         self.assert_allowed()
         self.assert_quiet()
-
-
-@unittest.skipIf("sim" in MODE, "breakpoints are another mode")
-class HotplugWithBreakpoints(Hotplug):
-    ARGUMENTS = ("--mode", "breakpoint")
 
 
 class HotplugMemory(Lifecycle):
