@@ -15,16 +15,21 @@ std::optional<x86_64::Translation> AddressSpace::translate(Gva address) const {
   return x86_64::translate(root_, address, [this](Gpa entry) { return read_entry(entry); });
 }
 
-const AddressSpace::CacheLine *AddressSpace::look_up(Gva address) const {
+AddressSpace::CacheLine *AddressSpace::look_up(Gva address) const {
   CacheLine &line = cache_[slot_of(address)];
   if (line.tag == tag_of(address))
     return &line;
   const auto physical = page_of(address.page());
   if (!physical)
     return nullptr;
-  const Bytes bytes = memory_->view(*physical);
-  line = {tag_of(address), *physical, bytes.size() >= page_size ? bytes.data() : nullptr};
+  line = {tag_of(address), *physical, nullptr, no_host};
   return &line;
+}
+
+void AddressSpace::find_host(CacheLine &line) const {
+  const Bytes bytes = memory_->view(line.physical);
+  line.host = bytes.size() >= page_size ? bytes.data() : memory_->copy_of_page(line.physical);
+  line.host_age = line.host != nullptr ? memory_->copies_age() : no_host;
 }
 
 std::optional<Gpa> AddressSpace::page_of(Gva page) const {
@@ -51,9 +56,11 @@ void AddressSpace::expect(std::span<const Gva> addresses) const {
 
 bool AddressSpace::read_slowly(Gva address, std::span<std::byte> out) const {
   while (!out.empty()) {
-    const CacheLine *line = look_up(address);
+    CacheLine *const line = look_up(address);
     if (line == nullptr)
       return false;
+    if (line->host_age != memory_->copies_age())
+      find_host(*line);
     const std::uint64_t offset = address.page_offset();
     const auto part = out.first(std::min<std::size_t>(out.size(), page_size - offset));
     if (line->host != nullptr)

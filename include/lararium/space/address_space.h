@@ -41,7 +41,8 @@ public:
   [[nodiscard]] bool read(Gva address, std::span<std::byte> out) const {
     const std::uint64_t offset = address.page_offset();
     const CacheLine &line = cache_[slot_of(address)];
-    if (line.tag == tag_of(address) && line.host != nullptr && out.size() <= page_size - offset) [[likely]] {
+    if (line.tag == tag_of(address) && line.host_age == memory_->copies_age() && out.size() <= page_size - offset)
+        [[likely]] {
       std::memcpy(out.data(), line.host + offset, out.size());
       return true;
     }
@@ -52,9 +53,10 @@ public:
   // They change under the reader's eyes, as PhysicalMemory::view()'s do.
   [[nodiscard]] Bytes view(Gva address) const {
     const CacheLine *const line = look_up(address);
-    if (line == nullptr || line->host == nullptr)
+    if (line == nullptr)
       return {};
-    return Bytes(line->host, page_size).subspan(address.page_offset());
+    const Bytes bytes = memory_->view(line->physical);
+    return bytes.size() < page_size ? Bytes() : bytes.first(page_size).subspan(address.page_offset());
   }
 
   template <class T>
@@ -89,8 +91,10 @@ private:
   struct CacheLine {
     std::uint64_t tag = 0; // page number + 1, so that the empty line fits no address
     Gpa physical;
-    const std::byte *host = nullptr; // the page in our own memory where the driver has it mapped
+    const std::byte *host = nullptr;  // the page in our own memory: mapped there, or the driver's copy
+    std::uint64_t host_age = no_host; // PhysicalMemory::copies_age() for which `host` is good
   };
+  static constexpr std::uint64_t no_host = UINT64_MAX;
   // What a large page of the guest maps needs no walk for each of its small pages: most of what a kernel has at hand
   // lies in such ones.
   struct LargePage {
@@ -105,7 +109,8 @@ private:
     return (page ^ page >> 10) % cache_lines;
   }
   [[nodiscard]] bool read_slowly(Gva address, std::span<std::byte> out) const;
-  [[nodiscard]] const CacheLine *look_up(Gva address) const;
+  [[nodiscard]] CacheLine *look_up(Gva address) const;
+  void find_host(CacheLine &line) const;
   [[nodiscard]] std::optional<Gpa> page_of(Gva page) const;
   [[nodiscard]] std::optional<std::uint64_t> read_entry(Gpa address) const;
 

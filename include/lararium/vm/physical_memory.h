@@ -67,6 +67,12 @@ public:
   // than one by one. Nothing else comes of it, whatever the addresses are.
   virtual void expect(std::span<const Gpa> addresses) const;
 
+  // A page (by its first address) that the driver copied from the guest, in the driver's own cache: what is not there
+  // is copied now. Null where the driver keeps no copies of that page; view() may have it. It is good for as long as
+  // copies_age() stays the same.
+  [[nodiscard]] virtual const std::byte *copy_of_page(Gpa) const { return nullptr; }
+  [[nodiscard]] std::uint64_t copies_age() const { return copies_age_; }
+
   // What of RAM can be shared with other processes; empty where the VM keeps its memory to itself.
   [[nodiscard]] virtual std::vector<SharedRange> shared_ranges() const { return {}; }
 
@@ -83,10 +89,13 @@ protected:
   void set_mapped_runs(std::vector<MappedRun> runs) { runs_ = std::move(runs); }
   // Reads that no single mapped run holds: addresses that are not mapped, and reads across runs.
   [[nodiscard]] virtual bool read_unmapped(Gpa address, std::span<std::byte> out) const;
+  // For a driver that keeps copies: those handed out so far are no longer good.
+  void end_copies() const { ++copies_age_; }
 
 private:
   std::vector<RamRange> ranges_;
   std::vector<MappedRun> runs_;
+  mutable std::uint64_t copies_age_ = 0;
 };
 
 } // namespace lararium

@@ -17,11 +17,11 @@
 namespace lararium::qemu {
 namespace {
 
-// A page at a time is best for following pointers: what is read next is rarely near, and a larger granule costs more
-// than it saves.
-constexpr std::uint64_t granule = page_size;
-constexpr std::size_t slot_count = 1024;               // 4 MiB; what is read again is read soon
-constexpr std::size_t cached_read_limit = 4 * granule; // longer reads go past the cache
+// A page at a time is best for following pointers: what is read next is rarely near, and more at once costs more than
+// it saves.
+constexpr std::size_t copy_count = 1024;                 // 4 MiB; what is read again is read soon
+constexpr std::size_t slot_count = 4 * copy_count;       // few collide
+constexpr std::size_t cached_read_limit = 4 * page_size; // longer reads go past the cache
 constexpr std::size_t bulk_size = 4 * page_size;
 constexpr std::size_t max_runs = 1 << 18;
 constexpr std::uint64_t min_hole = 64 << 10; // smaller ones are read through: a system call costs as much
@@ -269,7 +269,7 @@ bool QemuMemory::read_unmapped(Gpa address, std::span<std::byte> out) const {
     const auto part = out.first(std::min<std::uint64_t>(out.size(), region->size - offset));
     if (!region->mapped.empty())
       std::memcpy(part.data(), region->mapped.data() + offset, part.size());
-    else if (!read_private(*region, region->host + offset, part))
+    else if (!read_private(region->host + offset, part))
       return false;
     out = out.subspan(part.size());
     address += part.size();
@@ -277,13 +277,16 @@ bool QemuMemory::read_unmapped(Gpa address, std::span<std::byte> out) const {
   return true;
 }
 
-bool QemuMemory::read_private(const Region &region, Hva address, std::span<std::byte> out) const {
+bool QemuMemory::read_private(Hva address, std::span<std::byte> out) const {
   if (out.size() > cached_read_limit)
     return host_.read(address, out);
   while (!out.empty()) {
-    const auto part = out.first(std::min<std::uint64_t>(out.size(), granule - address.value % granule));
-    if (!read_cached(region, address, part))
+    const auto offset = address.value % page_size;
+    const auto part = out.first(std::min<std::uint64_t>(out.size(), page_size - offset));
+    const std::byte *const page = cached_page(Hva{address.value - offset});
+    if (page == nullptr)
       return false;
+    std::memcpy(part.data(), page + offset, part.size());
     out = out.subspan(part.size());
     address += part.size();
   }
@@ -291,52 +294,61 @@ bool QemuMemory::read_private(const Region &region, Hva address, std::span<std::
 }
 
 void QemuMemory::make_cache() const {
-  if (cache_ != nullptr)
+  if (copies_ != nullptr)
     return;
   slots_.resize(slot_count);
-  cache_ = std::make_unique_for_overwrite<std::byte[]>(slot_count * granule);
+  copies_ = std::make_unique_for_overwrite<std::byte[]>(copy_count * page_size);
 }
 
-// The slot that holds a granule, or the one of its two that is to be filled with it: the other has newer contents.
-QemuMemory::Slot &QemuMemory::slot_for(std::uint64_t tag) const {
-  const std::uint64_t hash = tag / granule * 0x9e37'79b9'7f4a'7c15;
-  Slot &one = slots_[(hash >> 32) % slot_count], &other = slots_[(hash >> 48) % slot_count];
-  if (holds(one, tag) || one.generation != generation_)
-    return holds(other, tag) ? other : one;
-  return holds(other, tag) || other.generation != generation_ || other.filled < one.filled ? other : one;
+void QemuMemory::empty_cache() const {
+  if (used_ == 0)
+    return;
+  used_ = 0;
+  if (++age_ == 0) { // what the first age left would look new
+    std::ranges::fill(slots_, Slot{});
+    age_ = 1;
+  }
+  end_copies();
 }
 
-std::byte *QemuMemory::data_of(const Slot &slot) const {
-  return cache_.get() + static_cast<std::size_t>(&slot - slots_.data()) * granule;
+// The slot that has the page, or a free one. There is one: most are.
+QemuMemory::Slot &QemuMemory::slot_for(std::uint64_t page) const {
+  std::size_t at = (page / page_size * 0x9e37'79b9'7f4a'7c15 >> 32) % slot_count;
+  while (slots_[at].age == age_ && slots_[at].page != page)
+    at = (at + 1) % slot_count;
+  return slots_[at];
 }
+
+std::byte *QemuMemory::data_of(const Slot &slot) const { return copies_.get() + slot.copy * page_size; }
 
 // Private memory: all pages that the cache lacks are read by few system calls, which is twice as fast as one by one.
 void QemuMemory::expect(std::span<const Gpa> addresses) const {
   PhysicalMemory::expect(addresses);
   if (std::ranges::all_of(regions_, [](const Region &region) { return !region.mapped.empty(); }))
     return;
+  make_cache();
+  if (addresses.size() > copy_count - used_)
+    empty_cache();
   expected_.clear();
+  expected_slots_.clear();
   const auto read_expected = [&] {
     const auto done = host_.read_pages(expected_);
-    for (std::size_t i = 0; i < expected_.size(); i++) {
-      auto &slot = slots_[static_cast<std::size_t>(expected_[i].out - cache_.get()) / granule];
-      slot = i < done ? Slot{expected_[i].address.value, generation_, slot.filled, 0, granule} : Slot{};
-    }
+    for (std::size_t i = 0; i < done; i++)
+      expected_slots_[i]->filled = true;
     expected_.clear();
+    expected_slots_.clear();
   };
   for (const auto address : addresses) {
     const auto *region = region_of(address);
-    if (region == nullptr || !region->mapped.empty())
+    if (region == nullptr || !region->mapped.empty() || used_ == copy_count)
       continue;
-    const auto tag = (region->host + (address - region->base)).value / granule * granule;
-    make_cache();
-    auto &slot = slot_for(tag);
-    // A slot that is spoken for has its tag and no bytes yet.
-    if (holds(slot, tag) || (slot.generation == generation_ && slot.end == 0) || tag < region->extent_begin.value ||
-        tag + granule > region->extent_end.value)
+    const auto page = (region->host + (address - region->base)).value / page_size * page_size;
+    auto &slot = slot_for(page);
+    if (slot.age == age_)
       continue;
-    slot = {tag, generation_, ++fills_, 0, 0};
-    expected_.push_back({Hva{tag}, data_of(slot)});
+    slot = {page, age_, used_++, false};
+    expected_.push_back({Hva{page}, data_of(slot)});
+    expected_slots_.push_back(&slot);
     if (expected_.size() == HostMemory::pages_at_once)
       read_expected();
   }
@@ -344,25 +356,27 @@ void QemuMemory::expect(std::span<const Gpa> addresses) const {
     read_expected();
 }
 
-// `out` lies within one granule.
-bool QemuMemory::read_cached(const Region &region, Hva address, std::span<std::byte> out) const {
+const std::byte *QemuMemory::cached_page(Hva page) const {
   make_cache();
-  const auto tag = address.value / granule * granule;
-  auto &slot = slot_for(tag);
-  std::byte *const data = data_of(slot);
-  if (!holds(slot, tag)) {
-    // All of the granule that the host's mapping has: RAM blocks start at any page.
-    const auto begin = std::max(tag, region.extent_begin.value), end = std::min(tag + granule, region.extent_end.value);
-    slot.generation = 0;
-    if (!host_.read(Hva{begin}, {data + (begin - tag), end - begin}))
-      return false;
-    slot = {tag, generation_, ++fills_, static_cast<std::uint32_t>(begin - tag), static_cast<std::uint32_t>(end - tag)};
+  Slot *slot = &slot_for(page.value);
+  if (slot->age != age_) {
+    if (used_ == copy_count) {
+      empty_cache();
+      slot = &slot_for(page.value);
+    }
+    *slot = {page.value, age_, used_++, false};
   }
-  const auto offset = address.value - tag;
-  if (offset < slot.begin || offset + out.size() > slot.end)
-    return false;
-  std::memcpy(out.data(), data + offset, out.size());
-  return true;
+  if (!slot->filled)
+    slot->filled = host_.read(page, {data_of(*slot), page_size});
+  return slot->filled ? data_of(*slot) : nullptr;
+}
+
+const std::byte *QemuMemory::copy_of_page(Gpa page) const {
+  const auto *region = region_of(page);
+  if (region == nullptr || !region->mapped.empty() || region->size - (page - region->base) < page_size)
+    return nullptr;
+  const Hva address = region->host + (page - region->base);
+  return address.page_offset() == 0 ? cached_page(address) : nullptr;
 }
 
 std::vector<RamRange> QemuMemory::populated(Gpa base, std::uint64_t size) const {

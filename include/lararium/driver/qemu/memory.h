@@ -43,7 +43,8 @@ private:
   pid_t pid_ = 0;
 };
 
-// Not thread-safe.
+// Private memory is copied a page at a time into a cache of fixed size, which starts anew when it is full. Not
+// thread-safe.
 class QemuMemory final : public PhysicalMemory {
 public:
   [[nodiscard]] static Result<std::unique_ptr<QemuMemory>> open(const Process &process,
@@ -51,7 +52,8 @@ public:
 
   [[nodiscard]] std::vector<RamRange> populated(Gpa base, std::uint64_t size) const override;
   void expect(std::span<const Gpa> addresses) const override;
-  void refresh() override { generation_++; }
+  void refresh() override { empty_cache(); }
+  [[nodiscard]] const std::byte *copy_of_page(Gpa page) const override;
   [[nodiscard]] std::vector<SharedRange> shared_ranges() const override;
 
   // "mapped (memfd)", "process_vm_readv"
@@ -70,23 +72,22 @@ private:
     bool file_behind = false;      // untouched pages come from a file and are not zero
     Hva extent_begin, extent_end;  // of the host mapping around it
   };
+  // Where the cache has a page of QEMU's; found by hashing, in the next free place for those that collide.
   struct Slot {
-    std::uint64_t tag = 0; // host address of the granule
-    std::uint64_t generation = 0;
-    std::uint64_t filled = 0;         // when, by count
-    std::uint32_t begin = 0, end = 0; // what of the granule is there
+    std::uint64_t page = 0; // host address
+    std::uint32_t age = 0;  // of the cache; 0: never used
+    std::uint16_t copy = 0; // number of the copy
+    bool filled = false;    // else the page is about to be read, or could not be
   };
 
   explicit QemuMemory(HostMemory host) : host_(std::move(host)) {}
   [[nodiscard]] const Region *region_of(Gpa address) const;
-  [[nodiscard]] bool read_private(const Region &region, Hva address, std::span<std::byte> out) const;
+  [[nodiscard]] bool read_private(Hva address, std::span<std::byte> out) const;
   void make_cache() const;
-  [[nodiscard]] bool holds(const Slot &slot, std::uint64_t tag) const {
-    return slot.tag == tag && slot.generation == generation_;
-  }
-  [[nodiscard]] Slot &slot_for(std::uint64_t tag) const;
+  void empty_cache() const;
+  [[nodiscard]] Slot &slot_for(std::uint64_t page) const;
   [[nodiscard]] std::byte *data_of(const Slot &slot) const;
-  [[nodiscard]] bool read_cached(const Region &region, Hva address, std::span<std::byte> out) const;
+  [[nodiscard]] const std::byte *cached_page(Hva page) const;
   void add_data_runs(const Region &region, std::uint64_t begin, std::uint64_t end, std::vector<RamRange> &out) const;
   void add_present_runs(const Region &region, std::uint64_t begin, std::uint64_t end, std::vector<RamRange> &out) const;
 
@@ -96,11 +97,12 @@ private:
   std::vector<Mapping> mappings_;
   std::vector<UniqueFd> files_;
   std::string access_;
-  std::uint64_t generation_ = 1;
-  mutable std::uint64_t fills_ = 0;
   mutable std::vector<Slot> slots_;
-  mutable std::unique_ptr<std::byte[]> cache_;
+  mutable std::unique_ptr<std::byte[]> copies_; // whole pages
+  mutable std::uint32_t age_ = 1;
+  mutable std::uint16_t used_ = 0;                 // copies
   mutable std::vector<HostMemory::Page> expected_; // expect()'s own
+  mutable std::vector<Slot *> expected_slots_;
 };
 
 } // namespace lararium::qemu

@@ -142,6 +142,36 @@ TEST(QemuMemory, ExpectedPagesOfPrivateMemoryComeTogether) {
   ::munmap(data, pages * page_size);
 }
 
+// A copy says when it is no longer one: after a refresh, and when the cache had to start anew.
+TEST(QemuMemory, CopiesOfPrivatePagesHaveAnAge) {
+  constexpr std::size_t pages = 1500; // more than there are copies
+  const std::vector<std::byte> guest((pages + 1) * page_size);
+  const auto start = (reinterpret_cast<std::uintptr_t>(guest.data()) + page_mask) / page_size * page_size;
+  auto *const first = reinterpret_cast<volatile std::byte *>(start);
+  const auto memory = open_memory({{Gpa{0}, pages * page_size, Hva{start}, "pc.ram"}});
+  ASSERT_NE(memory, nullptr);
+  *first = std::byte{1};
+  const std::byte *copy = memory->copy_of_page(Gpa{0});
+  ASSERT_NE(copy, nullptr);
+  EXPECT_EQ(*copy, std::byte{1});
+  const auto age = memory->copies_age();
+  *first = std::byte{2};
+  EXPECT_EQ(memory->copy_of_page(Gpa{0}), copy);
+  EXPECT_EQ(*copy, std::byte{1});
+  EXPECT_EQ(memory->copies_age(), age);
+  memory->refresh();
+  EXPECT_NE(memory->copies_age(), age);
+  copy = memory->copy_of_page(Gpa{0});
+  ASSERT_NE(copy, nullptr);
+  EXPECT_EQ(*copy, std::byte{2});
+
+  const auto before = memory->copies_age();
+  for (std::size_t page = 1; page < pages; page++)
+    ASSERT_NE(memory->copy_of_page(Gpa{page * page_size}), nullptr) << page;
+  EXPECT_NE(memory->copies_age(), before);
+  EXPECT_EQ(memory->copy_of_page(Gpa{pages * page_size}), nullptr);
+}
+
 TEST(QemuMemory, UntouchedPrivatePagesAreNotPopulated) {
   const Area area(false);
   area.data()[40 * page_size] = std::byte{1};
