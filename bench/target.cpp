@@ -2,6 +2,7 @@
 // each step took, as JSON. bench/run starts it again for every sample: nothing is warm but the page cache.
 //
 //   bench_target TARGET CACHE [REPEATS]     CACHE: a directory of profiles, which may be empty
+#include "lararium/base/mapping.h"
 #include "lararium/driver/dump.h"
 #include "lararium/driver/qemu.h"
 #include "lararium/os/linux.h"
@@ -74,6 +75,46 @@ Resident resident(const PhysicalMemory &memory) {
   return result;
 }
 
+// What the first look at a mapped guest cannot do without here: its page faults alone. The places where memory is
+// mapped by now are touched once more, through a mapping that is new; nothing where the guest is not mapped.
+struct BareFaults {
+  Cost cost;
+  std::size_t faults = 0;
+};
+
+BareFaults bare_faults(const PhysicalMemory &memory) {
+  constexpr std::size_t around = 64 << 10, page_bytes = 4096,
+                        pages_in_window = around / page_bytes; // what a fault maps
+  BareFaults result;
+  std::FILE *const pagemap = std::fopen("/proc/self/pagemap", "rb");
+  if (pagemap == nullptr)
+    return result;
+  for (const auto &range : memory.shared_ranges()) {
+    const auto *const seen = memory.view(range.base).data();
+    auto fresh = Mapping::map_file(range.descriptor, range.offset, range.size);
+    if (seen == nullptr || !fresh)
+      continue;
+    std::vector<std::uint64_t> words(range.size / page_bytes);
+    if (std::fseek(pagemap, static_cast<long>(reinterpret_cast<std::uintptr_t>(seen) / page_bytes * sizeof words[0]),
+                   SEEK_SET) != 0 ||
+        std::fread(words.data(), sizeof words[0], words.size(), pagemap) != words.size())
+      continue;
+    std::vector<std::size_t> windows;
+    for (std::size_t page = 0; page < words.size(); ++page)
+      if ((words[page] >> 63) != 0 && (windows.empty() || windows.back() != page / pages_in_window))
+        windows.push_back(page / pages_in_window);
+    const Cost cost = cost_of([&] {
+      for (const std::size_t window : windows)
+        static_cast<void>(*static_cast<const volatile std::byte *>(fresh->bytes().data() + window * around));
+    });
+    result.cost.wall += cost.wall;
+    result.cost.cpu += cost.cpu;
+    result.faults += windows.size();
+  }
+  std::fclose(pagemap);
+  return result;
+}
+
 std::string json(const Resident &value) {
   return fmt::format(R"({{"guest":{},"files":{},"anonymous":{}}})", value.guest, value.files, value.anonymous);
 }
@@ -104,7 +145,9 @@ int main(int argc, char **argv) {
 
   std::size_t tasks = 0;
   const auto list = [&] { tasks = must(system->processes({}), "processes").items.size(); };
+  const BareFaults before = bare_faults(*target.memory);
   const Cost first = cost_of(list);
+  const BareFaults after = bare_faults(*target.memory);
   std::vector<double> again, again_cpu;
   for (int i = 0; i < repeats; ++i) {
     system->refresh();
@@ -152,8 +195,11 @@ int main(int argc, char **argv) {
     return text;
   };
   fmt::print(R"({{"find":{},"open":{},"attach":{},"profile":"{}","tasks":{},"first":{},"again":[{}],"again_cpu":[{}],)"
+             R"("bare_faults":{},"bare_fault_cost":{},)"
              R"("resident_after_ps":{},"resident":{},"views":{{{}}}}})"
              "\n",
              json(find), json(open), json(attach), report.profile_source, tasks, json(first), joined(again),
-             joined(again_cpu), json(after_processes), json(resident(*target.memory)), views);
+             joined(again_cpu), after.faults - before.faults,
+             json(Cost{after.cost.wall - before.cost.wall, after.cost.cpu - before.cost.cpu}), json(after_processes),
+             json(resident(*target.memory)), views);
 }
