@@ -178,7 +178,7 @@ int main(int argc, char **argv) {
   view("interfaces", [&] { return system->interfaces(); });
   view("dmesg", [&] { return system->kernel_log(); });
   view("bpf", [&] { return system->bpf(); });
-  view("threads", [&] { return system->processes({.threads = true, .only_pid = {}}); });
+  view("threads", [&] { return system->processes({.threads = true, .only_pids = {}}); });
   std::size_t symbols = 0;
   const Cost symbol_cost = cost_of([&] {
     system->for_each_symbol([&](const KernelSymbol &) {

@@ -521,7 +521,7 @@ Record MemoryGuard::record_of(const Unlawful &write, std::string_view action, co
   if (write.task && write.task->pid != 0) {
     record.actor = Actor{write.task->tgid, write.task->ppid, write.task->uid, write.task->comm, {}, {}, {}};
     if (!lawful)
-      if (const auto view = system_.processes({.only_pid = write.task->tgid}); view && !view->items.empty()) {
+      if (const auto view = system_.processes({.only_pids = {write.task->tgid}}); view && !view->items.empty()) {
         const Process &process = view->items.front();
         if (process.task == write.task->task || process.tgid == write.task->tgid)
           record.actor = Actor{process.tgid, process.ppid,         process.uid.effective, process.comm,

@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <fmt/format.h>
+#include <unordered_map>
 
 namespace lararium::watch {
 namespace {
 
 using namespace std::chrono_literals;
 
-constexpr ProcessQuery cheap{
-    .threads = false, .paths = false, .arguments = false, .memory = false, .current_directory = false, .only_pid = {}};
 constexpr std::size_t namespace_limit = 16;        // mount namespaces that are looked at
 constexpr std::uint64_t jump_back = 2'000'000'000; // ns: less can be a torn read of the guest's clock
 
@@ -22,7 +21,8 @@ const Process *first_process(const std::vector<Process> &processes) {
 
 Result<BootIdentity> identify(OperatingSystem &system) {
   TRY(system.pulse());
-  TRY_ASSIGN(const auto view, system.processes(cheap));
+  TRY_ASSIGN(const auto view,
+             system.processes({.paths = false, .arguments = false, .memory = false, .only_pids = {1}}));
   const Process *first = first_process(view.items);
   if (first == nullptr || first->start_since_boot_ns == 0)
     return fail(ErrorCode::not_found, "the guest's first process has not begun");
@@ -96,34 +96,75 @@ Result<void> GuestWatcher::read_pulse(Clock::time_point now, Records &records) {
   return {};
 }
 
+// Brings seen_ up to now, and says whether anything changed. Only processes whose marks are new are read.
+Result<bool> GuestWatcher::take_processes() {
+  TRY_ASSIGN(auto now, system_.process_marks());
+  const bool whole = !now.status.raced && !now.status.truncated;
+  if (whole && now.items == marks_)
+    return false;
+  std::unordered_map<std::int32_t, std::size_t> before;
+  for (std::size_t i = 0; i < marks_.size(); ++i)
+    before.emplace(marks_[i].pid, i);
+  ProcessQuery query{.memory = false, .only_pids = {}};
+  for (const ProcessMark &mark : now.items)
+    if (const auto known = before.find(mark.pid); known == before.end() || marks_[known->second] != mark)
+      query.only_pids.push_back(mark.pid);
+  View<Process> changed;
+  if (!query.only_pids.empty()) {
+    auto read = system_.processes(query);
+    if (read)
+      changed = std::move(*read);
+    else if (read.error().code != ErrorCode::not_found) // else all of them ended
+      return std::unexpected(read.error());
+  }
+  std::unordered_map<std::int32_t, Process *> fresh;
+  for (Process &process : changed.items)
+    fresh.emplace(process.tgid, &process);
+
+  View<Process> seen;
+  std::vector<ProcessMark> marks;
+  for (const ProcessMark &mark : now.items) {
+    const auto known = before.find(mark.pid);
+    if (const auto read = fresh.find(mark.pid); read != fresh.end()) {
+      seen.items.push_back(std::move(*read->second));
+      fresh.erase(read);
+    } else if (known != before.end()) { // or it ended a moment ago: the next look says so
+      seen.items.push_back(std::move(seen_.items[known->second]));
+    } else {
+      continue; // it came and went
+    }
+    marks.push_back(mark);
+  }
+  seen.status = std::move(now.status);
+  seen.status.raced |= changed.status.raced;
+  seen.status.truncated |= changed.status.truncated;
+  seen_ = std::move(seen);
+  marks_ = whole && !changed.status.raced && !changed.status.truncated ? std::move(marks) : std::vector<ProcessMark>();
+  return true;
+}
+
 Result<void> GuestWatcher::look_at_processes(Records &records) {
-  TRY_ASSIGN(auto view, system_.processes(cheap));
-  const Process *first = first_process(view.items);
-  if (first == nullptr || first->start_since_boot_ns != identity_.first_process_start_ns) {
+  const auto is_this_boot = [&] {
+    const Process *first = first_process(seen_.items);
+    return first != nullptr && first->start_since_boot_ns == identity_.first_process_start_ns;
+  };
+  TRY_ASSIGN(bool changed, take_processes());
+  if (!is_this_boot()) {
     system_.refresh(); // a race would not show the same twice
-    TRY_ASSIGN(view, system_.processes(cheap));
-    first = first_process(view.items);
-    if (first == nullptr || first->start_since_boot_ns != identity_.first_process_start_ns)
+    marks_.clear();
+    TRY_ASSIGN(changed, take_processes());
+    if (!is_this_boot())
       return fail(ErrorCode::gone, "the guest's first process is another one");
   }
-  if (processes_.wants_details(view.items)) {
-    auto detailed = system_.processes({});
-    if (detailed) {
-      // Who ended between the two is told of with what was seen before.
-      std::set<std::pair<std::int32_t, std::uint64_t>> there;
-      for (const Process &process : detailed->items)
-        there.emplace(process.tgid, process.start_since_boot_ns);
-      for (Process &process : view.items)
-        if (!there.contains({process.tgid, process.start_since_boot_ns}) && !processes_.knows(process.tgid))
-          detailed->items.push_back(std::move(process));
-      view = std::move(*detailed);
-    }
+  if (!changed && !processes_.any_missing()) {
+    processes_.nothing_changed();
+  } else {
+    processes_.update(seen_, [this](std::int32_t pid) { return system_.start_of_pid(pid); }, records);
+    mount_namespaces_.clear();
+    for (const Process &process : seen_.items)
+      if (process.namespaces.mnt != 0 && mount_namespaces_.size() < namespace_limit)
+        mount_namespaces_.emplace(process.namespaces.mnt, process.tgid);
   }
-  processes_.update(view, [this](std::int32_t pid) { return system_.start_of_pid(pid); }, records);
-  mount_namespaces_.clear();
-  for (const Process &process : view.items)
-    if (process.namespaces.mnt != 0 && mount_namespaces_.size() < namespace_limit)
-      mount_namespaces_.emplace(process.namespaces.mnt, process.tgid);
   count_unseen(records);
   return {};
 }

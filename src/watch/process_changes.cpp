@@ -42,18 +42,6 @@ bool ProcessChanges::same_credentials(const Known &known, const Process &now) {
          sets(known.capabilities) == sets(now.capabilities) && known.user_namespace == now.namespaces.user;
 }
 
-bool ProcessChanges::wants_details(const std::vector<Process> &now) const {
-  return std::ranges::any_of(now, [&](const Process &process) {
-    const auto found = known_.find(process.tgid);
-    if (found == known_.end())
-      return known_.size() < limit;
-    const Known &known = found->second;
-    return known.start != process.start_since_boot_ns || (process.memory && known.memory != process.memory) ||
-           (!process.kernel_thread && known.actor.comm != process.comm) ||
-           (!is_dead(process) && !same_credentials(known, process));
-  });
-}
-
 void ProcessChanges::take(Known &known, const Process &now) {
   const std::string exe = now.exe.empty() ? std::move(known.actor.exe) : now.exe.substr(0, kept_text);
   const std::string container = now.container_id.empty() ? std::move(known.actor.container_id) : now.container_id;
@@ -223,6 +211,7 @@ void ProcessChanges::update(const View<Process> &now, const StartOfPid &start_of
       known.ended = true;
     }
   }
+  any_missing_ = false;
   for (auto it = known_.begin(); it != known_.end();) {
     Known &known = it->second;
     if (known.seen) {
@@ -238,7 +227,7 @@ void ProcessChanges::update(const View<Process> &now, const StartOfPid &start_of
       just_ended_.push_back(it->first);
       it = known_.erase(it);
     } else {
-      known.missing = true;
+      known.missing = any_missing_ = true;
       ++it;
     }
   }

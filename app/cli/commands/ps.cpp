@@ -90,7 +90,8 @@ public:
     TRY_ASSIGN(OperatingSystem *const guest, context.guest());
     ProcessQuery query;
     query.threads = threads_;
-    query.only_pid = pid_;
+    if (pid_)
+      query.only_pids = {*pid_};
     query.current_directory = context.options.json;
     TRY_ASSIGN(auto view, guest->processes(query));
     if (user_only_)

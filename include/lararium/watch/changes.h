@@ -87,21 +87,22 @@ private:
   };
   std::map<std::string, Kept> kept_;
   std::size_t left_out_ = 0;
-  bool first_ = true;
+  bool first_ = true, any_missing_ = false;
 };
 
 class ProcessChanges {
 public:
   static constexpr std::size_t limit = 65536; // processes that are followed
 
-  // Whether a look without paths and arguments shows something whose records should have them.
-  [[nodiscard]] bool wants_details(const std::vector<Process> &now) const;
   // When the process began that has this number in the guest's table of pids; nothing: none has. An error: not known.
   using StartOfPid = std::function<Result<std::optional<std::uint64_t>>(std::int32_t)>;
   // One entry for each process. Paths and arguments may be missing of those that were there before. Who is missing has
   // ended when the table of pids does not know them either; where that cannot be looked into, when they were missing in
   // a look that was whole, or in two. So a list that is broken, or that somebody was taken out of, ends nobody.
   void update(const View<Process> &now, const StartOfPid &start_of, Records &records);
+  // In place of update() where a look showed the very same as the one before; not while some are missing.
+  void nothing_changed() { just_ended_.clear(); }
+  [[nodiscard]] bool any_missing() const { return any_missing_; }
 
   [[nodiscard]] std::optional<Actor> actor(std::int32_t pid) const;
   [[nodiscard]] bool knows(std::int32_t pid) const { return known_.contains(pid); }
@@ -132,7 +133,7 @@ private:
   std::unordered_map<std::int32_t, Known> known_;
   std::vector<std::int32_t> just_ended_;
   std::size_t left_out_ = 0;
-  bool first_ = true;
+  bool first_ = true, any_missing_ = false;
 };
 
 // Counts pids that were given out and are neither in use nor were seen: processes and threads that came and went

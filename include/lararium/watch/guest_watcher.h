@@ -50,6 +50,7 @@ public:
 private:
   [[nodiscard]] Result<void> read_pulse(Clock::time_point now, Records &records);
   [[nodiscard]] Result<void> look_at_processes(Records &records);
+  [[nodiscard]] Result<bool> take_processes();
   [[nodiscard]] Result<void> look_at_the_rest(Clock::time_point now, Records &records);
   [[nodiscard]] Result<View<Mount>> mounts_of_all_namespaces();
   void count_unseen(Records &records);
@@ -69,6 +70,8 @@ private:
   } last_;
   std::map<std::uint32_t, std::int32_t> mount_namespaces_; // with a process that lives there
   std::vector<UnseenProcesses::Range> given_out_;
+  View<Process> seen_;             // at the last look
+  std::vector<ProcessMark> marks_; // of seen_.items; empty: look at all of them
   ProcessChanges processes_;
   UnseenProcesses unseen_;
   ModuleChanges modules_;

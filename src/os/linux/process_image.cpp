@@ -193,7 +193,7 @@ Result<ProcessImage> read_process_image(const Kernel &kernel, std::int32_t pid, 
   TRY_ASSIGN(const auto groups, list_task_groups(kernel, pid, status));
   const std::int32_t leader = groups.front().pid;
   ProcessQuery query;
-  query.only_pid = leader;
+  query.only_pids = {leader};
   query.current_directory = true;
   TRY_ASSIGN(auto processes, read_processes(kernel, query));
   image.process = std::move(processes.items.front());

@@ -12,7 +12,7 @@ constexpr std::uint32_t pid_limit = 4 << 20; // PID_MAX_LIMIT on 64 bits
 
 struct PulseLayout {
   std::optional<Gva> banner, pid_namespace, pid_max, max_pfn;
-  std::optional<FieldLocation> seconds, nanoseconds, shift; // of the timekeeper
+  std::optional<FieldLocation> seconds, nanoseconds, shift, real, boot; // of the timekeeper
   std::optional<FieldLocation> idr, idr_next, namespace_pid_max;
   std::optional<FieldLocation> pid_tasks, pid_links, pid, start; // of struct pid and of a task
   mutable std::optional<Gva> timekeeper;                         // found once the clock has been set
@@ -27,6 +27,8 @@ struct PulseLayout {
     f.seconds = layout.optional("timekeeper", "xtime_sec");
     f.nanoseconds = layout.optional("timekeeper", "tkr_mono.xtime_nsec");
     f.shift = layout.optional("timekeeper", "tkr_mono.shift");
+    f.real = layout.optional("timekeeper", "offs_real");
+    f.boot = layout.optional("timekeeper", "offs_boot");
     f.idr = layout.optional("pid_namespace", "idr"); // 4.15, 95846ecf9dac; a bitmap before
     f.idr_next = layout.optional("idr", "idr_next");
     f.pid_tasks = layout.optional("pid", "tasks");
@@ -49,9 +51,13 @@ void read_clock(const Kernel &kernel, const PulseLayout &f, Pulse &pulse) {
   if (!seconds || !nanoseconds || !shift || *shift > 63)
     return;
   pulse.time_ns = *seconds * 1'000'000'000 + (*nanoseconds >> *shift);
-  const auto boot = boot_time_ns(kernel);
-  if (boot && *boot > 0 && *pulse.time_ns > static_cast<std::uint64_t>(*boot))
-    pulse.uptime_ns = *pulse.time_ns - static_cast<std::uint64_t>(*boot);
+  const auto real = f.real ? kernel.read<std::uint64_t>(*f.timekeeper + f.real->offset) : std::nullopt;
+  const auto since_boot = f.boot ? kernel.read<std::uint64_t>(*f.timekeeper + f.boot->offset) : std::nullopt;
+  if (!real || !since_boot)
+    return;
+  const auto booted = static_cast<std::int64_t>(*real - *since_boot); // as boot_time_ns() has it
+  if (booted > 0 && *pulse.time_ns > static_cast<std::uint64_t>(booted))
+    pulse.uptime_ns = *pulse.time_ns - static_cast<std::uint64_t>(booted);
 }
 
 } // namespace

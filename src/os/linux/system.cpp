@@ -44,6 +44,7 @@ Result<std::optional<std::uint64_t>> LinuxSystem::start_of_pid(std::int32_t pid)
   return read_start_of_pid(*kernel_, pid);
 }
 Result<View<Process>> LinuxSystem::processes(const ProcessQuery &query) { return read_processes(*kernel_, query); }
+Result<View<ProcessMark>> LinuxSystem::process_marks() { return read_process_marks(*kernel_); }
 Result<View<KernelModule>> LinuxSystem::modules() { return read_modules(*kernel_); }
 Result<View<MemoryRegion>> LinuxSystem::memory_regions(std::int32_t pid) { return read_memory_regions(*kernel_, pid); }
 Result<View<OpenFile>> LinuxSystem::open_files(std::optional<std::int32_t> pid) {

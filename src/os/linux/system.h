@@ -22,6 +22,7 @@ public:
   [[nodiscard]] Result<View<std::uint32_t>> allocated_pids(std::uint32_t begin, std::uint32_t end) override;
   [[nodiscard]] Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t pid) override;
   [[nodiscard]] Result<View<Process>> processes(const ProcessQuery &query) override;
+  [[nodiscard]] Result<View<ProcessMark>> process_marks() override;
   [[nodiscard]] Result<View<MemoryRegion>> memory_regions(std::int32_t pid) override;
   [[nodiscard]] Result<View<OpenFile>> open_files(std::optional<std::int32_t> pid) override;
   [[nodiscard]] Result<View<std::string>> environment(std::int32_t pid) override;

@@ -6,7 +6,10 @@
 #include <array>
 #include <bit>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <random>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace lararium::linux_guest {
 namespace {
@@ -903,7 +906,7 @@ std::optional<Process> process_of_task(const Kernel &kernel, Gva task) {
     return std::nullopt;
   ViewStatus status;
   const ArgumentPlaces none;
-  ProcessReader reader(kernel, **layout, none, {.arguments = false, .memory = false, .only_pid = {}}, *paths, status);
+  ProcessReader reader(kernel, **layout, none, {.arguments = false, .memory = false, .only_pids = {}}, *paths, status);
   return reader.read({process, static_cast<std::int32_t>(*pid), static_cast<std::int32_t>(*tgid)});
 }
 
@@ -925,7 +928,13 @@ std::optional<Gva> parent_of_task(const Kernel &kernel, Gva task) {
 Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query) {
   View<Process> view;
   // A process' CPU time is the sum over its threads, so all are walked in any case.
-  TRY_ASSIGN(const auto tasks, list_tasks(kernel, true, view.status));
+  TRY_ASSIGN(auto tasks, list_tasks(kernel, true, view.status));
+  if (!query.only_pids.empty()) {
+    const std::unordered_set<std::int32_t> wanted(query.only_pids.begin(), query.only_pids.end());
+    std::erase_if(tasks, [&](const TaskEntry &entry) { return !wanted.contains(entry.tgid); });
+    if (tasks.empty())
+      return fail(ErrorCode::not_found, fmt::format("the guest has no process {}", fmt::join(query.only_pids, ", ")));
+  }
   TRY_ASSIGN(const ProcessLayout *layout, kernel.layout<ProcessLayout>());
   std::optional<PathResolver> paths;
   if (query.paths || query.current_directory) {
@@ -934,10 +943,10 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
   TRY_ASSIGN(const ArgumentPlaces *places, kernel.layout<ArgumentPlaces>());
   ProcessReader reader(kernel, *layout, *places, query, paths, view.status);
 
-  view.items.reserve(query.only_pid ? 1 : tasks.size());
+  view.items.reserve(tasks.size());
   std::size_t ahead = 0;
   for (std::size_t i = 0; i < tasks.size();) {
-    if (i >= ahead && !query.only_pid) {
+    if (i >= ahead) {
       const auto next = std::span(tasks).subspan(i, std::min(tasks_ahead, tasks.size() - i));
       reader.expect(next);
       ahead = i + next.size();
@@ -950,14 +959,8 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
     for (std::size_t t = i; t < end; ++t)
       if (tasks[t].pid == tasks[t].tgid)
         leader = &tasks[t];
-    if (query.only_pid && leader->pid != *query.only_pid && !query.threads) {
-      i = end;
-      continue;
-    }
     if (query.threads) {
       for (std::size_t t = i; t < end; ++t) {
-        if (query.only_pid && tasks[t].tgid != *query.only_pid)
-          continue;
         auto &process = view.items.emplace_back(reader.read(tasks[t]));
         const auto times = reader.times_of(tasks[t].task);
         reader.set_times(process, times.user, times.system, times.runtime);
@@ -975,10 +978,89 @@ Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &q
     }
     i = end;
   }
-  if (query.only_pid && view.items.empty())
-    return fail(ErrorCode::not_found, "the guest has no process " + std::to_string(*query.only_pid));
-  if (query.arguments && !query.only_pid)
+  if (query.arguments && query.only_pids.empty())
     places->last = reader.take_places();
+  return view;
+}
+
+namespace {
+
+// A hash that a guest cannot aim at, as it does not know the key.
+class KeyedHash {
+public:
+  void add(std::uint64_t word) {
+    __extension__ using Wide = unsigned __int128;
+    const Wide product = static_cast<Wide>(state_ ^ word) * key().second;
+    state_ = static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+  }
+  [[nodiscard]] std::uint64_t value() const { return state_; }
+
+private:
+  static const std::pair<std::uint64_t, std::uint64_t> &key() {
+    static const auto made = [] {
+      std::random_device random;
+      const auto word = [&] { return std::uint64_t{random()} << 32 | random(); };
+      return std::pair(word(), word() | 1);
+    }();
+    return made;
+  }
+  std::uint64_t state_ = key().first;
+};
+
+} // namespace
+
+Result<View<ProcessMark>> read_process_marks(const Kernel &kernel) {
+  View<ProcessMark> view;
+  TRY_ASSIGN(const auto tasks, list_tasks(kernel, false, view.status));
+  TRY_ASSIGN(const ProcessLayout *layout, kernel.layout<ProcessLayout>());
+  const ProcessLayout &f = *layout;
+  // From the ids to the last of the sets of capabilities, whatever this kernel has between them.
+  const std::uint64_t cred_begin = f.uid.offset;
+  const auto &last_set = f.cap_ambient ? *f.cap_ambient : f.cap_bounding;
+  std::array<std::uint64_t, 32> words{};
+  const std::uint64_t cred_bytes =
+      std::min<std::uint64_t>(last_set.offset + last_set.size - cred_begin, sizeof words); // 120 on 6.1
+  view.items.reserve(tasks.size());
+  std::vector<Gva> places;
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    if (i % tasks_ahead == 0) {
+      const auto next = std::span(tasks).subspan(i, std::min(tasks_ahead, tasks.size() - i));
+      places.clear();
+      for (const auto &entry : next)
+        for (const FieldLocation &member : {f.real_parent, f.comm, f.start_time, f.real_cred, f.mm})
+          places.push_back(entry.task + member.offset);
+      kernel.space().expect(places);
+      places.clear();
+      for (const auto &entry : next)
+        if (const auto cred = kernel.read_pointer(entry.task, f.real_cred); cred && kernel.is_kernel_address(*cred))
+          places.insert(places.end(), {*cred + cred_begin, *cred + f.user_ns.offset});
+      kernel.space().expect(places);
+    }
+    const Gva task = tasks[i].task;
+    KeyedHash hash;
+    const auto add_field = [&](Gva object, const std::optional<FieldLocation> &member) {
+      hash.add(member ? kernel.read_field(object, *member).value_or(0) : 0);
+    };
+    const auto add_bytes = [&](Gva address, std::uint64_t size) {
+      words.fill(0);
+      if (!kernel.space().read(address, std::as_writable_bytes(std::span(words)).first(size)))
+        words.fill(0);
+      for (std::uint64_t word = 0; word * sizeof words[0] < size; ++word)
+        hash.add(words[word]);
+    };
+    hash.add(task.value);
+    hash.add(static_cast<std::uint32_t>(tasks[i].tgid));
+    for (const auto &member : {f.start_time, f.real_parent, f.mm, f.real_cred})
+      add_field(task, member);
+    for (const auto &member : {f.exit_state, f.exec_id, f.nsproxy})
+      add_field(task, member);
+    add_bytes(task + f.comm.offset, std::min<std::uint64_t>(f.comm.size, sizeof words));
+    if (const auto cred = kernel.read_pointer(task, f.real_cred); cred && kernel.is_kernel_address(*cred)) {
+      add_bytes(*cred + cred_begin, cred_bytes);
+      add_field(*cred, f.user_ns);
+    }
+    view.items.push_back({tasks[i].pid, hash.value()});
+  }
   return view;
 }
 

@@ -117,11 +117,20 @@ public:
   Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t) override { return std::nullopt; }
   Result<View<Process>> processes(const ProcessQuery &query) override {
     View<Process> view{world_.processes, world_.status};
-    if (query.only_pid)
-      std::erase_if(view.items, [&](const Process &process) { return process.tgid != *query.only_pid; });
+    if (!query.only_pids.empty())
+      std::erase_if(view.items, [&](const Process &process) {
+        return std::ranges::find(query.only_pids, process.tgid) == query.only_pids.end();
+      });
     for (Process &process : view.items)
       if (process.comm == "sshd")
         process.user_time_ns += world_.samples * second / 50;
+    return view;
+  }
+
+  Result<View<ProcessMark>> process_marks() override {
+    View<ProcessMark> view;
+    for (std::size_t i = 0; i < world_.processes.size(); ++i)
+      view.items.push_back({world_.processes[i].tgid, i});
     return view;
   }
 

@@ -21,6 +21,7 @@ public:
                      address - kernel_.location().base - symbol->value);
   }
   Result<View<Process>> processes(const ProcessQuery &) override { return none(); }
+  Result<View<ProcessMark>> process_marks() override { return none(); }
   Result<SystemInfo> info() override { return none(); }
   Result<Pulse> pulse() override { return none(); }
   Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return none(); }

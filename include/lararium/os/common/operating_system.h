@@ -23,7 +23,15 @@ struct ProcessQuery {
   bool arguments = true; // argv, from the process' own memory
   bool memory = true;    // rss, virtual size
   bool current_directory = false;
-  std::optional<std::int32_t> only_pid;
+  std::vector<std::int32_t> only_pids; // of processes; empty: all
+};
+
+// What of a process changes when something happens to it that is worth a record: its start, program, name, parent,
+// credentials, namespaces, end. Two marks differ when one of these does; `mark` means nothing else.
+struct ProcessMark {
+  std::int32_t pid = 0;
+  std::uint64_t mark = 0;
+  bool operator==(const ProcessMark &) const = default;
 };
 
 struct ProcessImage { // what procmem writes
@@ -57,6 +65,8 @@ public:
   // past the list of processes, for one of them. An error: the table cannot be looked into.
   [[nodiscard]] virtual Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t pid) = 0;
   [[nodiscard]] virtual Result<View<Process>> processes(const ProcessQuery &query) = 0;
+  // One for each process, in the order of processes(): a look at what changed costs a fraction of a look at all.
+  [[nodiscard]] virtual Result<View<ProcessMark>> process_marks() = 0;
   [[nodiscard]] virtual Result<View<MemoryRegion>> memory_regions(std::int32_t pid) = 0;
   [[nodiscard]] virtual Result<View<OpenFile>> open_files(std::optional<std::int32_t> pid) = 0;
   [[nodiscard]] virtual Result<View<std::string>> environment(std::int32_t pid) = 0; // "NAME=value"

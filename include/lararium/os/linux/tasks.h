@@ -60,5 +60,6 @@ struct TaskBrief {
 [[nodiscard]] std::optional<std::string> container_of_group(const Kernel &kernel, Gva node, std::uint64_t number);
 
 [[nodiscard]] Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query);
+[[nodiscard]] Result<View<ProcessMark>> read_process_marks(const Kernel &kernel);
 
 } // namespace lararium::linux_guest
