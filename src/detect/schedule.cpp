@@ -7,7 +7,7 @@ namespace lararium::detect {
 
 using std::chrono::nanoseconds;
 
-Schedule::Schedule(std::size_t checks, const Pace &pace, Clock::time_point now) : pace_(pace) {
+Schedule::Schedule(std::size_t checks, const Pace &pace, Clock::time_point now) : pace_(pace), begin_(now) {
   entries_.assign(checks, {now});
 }
 
@@ -34,10 +34,15 @@ nanoseconds Schedule::period(std::size_t check) const {
 void Schedule::settled(std::size_t check, Clock::time_point now, nanoseconds cost) {
   Entry &entry = entries_[check];
   const double measured = static_cast<double>(std::max<std::int64_t>(cost.count(), 1));
-  // The first look at a guest touches its pages for the first time: what comes after it is cheaper, and soon weighs
-  // more.
-  entry.cost = entry.cost == 0 ? measured : (entry.cost + measured) / 2;
-  entry.next = now + period(check);
+  // The first look at a guest touches its pages for the first time, and steps through code that is only compared from
+  // then on: what comes after it costs about a quarter, and soon weighs more.
+  entry.cost = entry.cost == 0 ? measured / 4 : (entry.cost + measured) / 2;
+  spent_ += cost;
+  nanoseconds wait = period(check);
+  const bool by_cost = pace_.every == pace_.every.zero();
+  if (by_cost && static_cast<double>(spent_.count()) > pace_.share * static_cast<double>((now - begin_).count()))
+    wait = std::min<nanoseconds>(2 * wait, pace_.longest);
+  entry.next = now + wait;
 }
 
 } // namespace lararium::detect

@@ -3,6 +3,9 @@
 //
 // With costs t and a share s, the periods p that make the sum of waits (p/2, summed over the checks) smallest while
 // the cost stays at sum(t/p) = s are p[i] = sqrt(t[i]) * sum(sqrt(t[j])) / s, by Lagrange's multipliers.
+//
+// The first looks at a guest cost many times what comes after them. They are made at once, and paid back: as long as
+// more was spent than the share gives, all periods are twice as long.
 #pragma once
 
 #include <chrono>
@@ -26,7 +29,7 @@ public:
   Schedule(std::size_t checks, const Pace &pace, Clock::time_point now);
 
   [[nodiscard]] std::optional<std::size_t> due(Clock::time_point now) const; // the one that waited longest
-  [[nodiscard]] std::chrono::nanoseconds period(std::size_t check) const;
+  [[nodiscard]] std::chrono::nanoseconds period(std::size_t check) const; // when nothing is to be paid back
 
   // A look that settled the check, and the processor time that it took.
   void settled(std::size_t check, Clock::time_point now, std::chrono::nanoseconds cost);
@@ -40,6 +43,8 @@ private:
   };
   Pace pace_;
   std::vector<Entry> entries_;
+  Clock::time_point begin_;
+  std::chrono::nanoseconds spent_{};
 };
 
 } // namespace lararium::detect

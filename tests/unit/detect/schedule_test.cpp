@@ -64,7 +64,8 @@ TEST(Schedule, CostsTheShareInAll) {
   const std::chrono::nanoseconds costs[] = {4ms, 9ms, 100ms};
   for (std::size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(schedule.due(now), i);
-    schedule.settled(i, now + 1ms, costs[i]);
+    for (int look = 0; look < 30; ++look) // the first one weighs less and less
+      schedule.settled(i, now + 1ms, costs[i]);
   }
   double share = 0;
   for (std::size_t i = 0; i < 3; ++i)
@@ -85,6 +86,29 @@ TEST(Schedule, KeepsWithinItsLimits) {
   Schedule fixed(2, {.every = 700ms}, now);
   fixed.settled(0, now, 3600s);
   EXPECT_EQ(fixed.period(0), 700ms);
+}
+
+TEST(Schedule, WhatTheFirstLooksTookIsPaidBack) {
+  const Schedule::Clock::time_point begin{};
+  Schedule schedule(4, {.share = 0.01}, begin);
+  auto now = begin;
+  std::chrono::nanoseconds spent{};
+  const auto share = [&] {
+    return std::chrono::duration<double>(spent).count() / std::chrono::duration<double>(now - begin).count();
+  };
+  const auto run_until = [&](Schedule::Clock::time_point end) {
+    for (; now < end; now += 100ms)
+      while (const auto check = schedule.due(now)) {
+        const std::chrono::nanoseconds cost = now == begin ? 100ms : 10ms;
+        schedule.settled(*check, now, cost);
+        spent += cost;
+      }
+  };
+  run_until(begin + 10s);
+  EXPECT_GT(share(), 0.02);
+  run_until(begin + 600s);
+  EXPECT_LT(share(), 0.0105);
+  EXPECT_GT(share(), 0.008);
 }
 
 TEST(Schedule, TheOneThatWaitedLongestComesFirst) {
