@@ -1,7 +1,7 @@
 // An operating system that tells next to nothing.
 #pragma once
 
-#include "lararium/os/common/operating_system.h"
+#include "../os/silent_system.h"
 #include "lararium/os/linux/kernel.h"
 
 #include <optional>
@@ -9,7 +9,7 @@
 
 namespace lararium::test {
 
-class NoSystem final : public OperatingSystem {
+class NoSystem final : public SilentSystem {
 public:
   explicit NoSystem(const linux_guest::Kernel &kernel) : kernel_(kernel) {}
   void refresh() override { kernel_.space().flush(); }
@@ -20,18 +20,6 @@ public:
     return std::pair(KernelSymbol{kernel_.location().base + symbol->value, std::string(symbol->name), 'T', {}},
                      address - kernel_.location().base - symbol->value);
   }
-  Result<View<Process>> processes(const ProcessQuery &) override { return none(); }
-  Result<View<ProcessMark>> process_marks() override { return none(); }
-  Result<SystemInfo> info() override { return none(); }
-  Result<Pulse> pulse() override { return none(); }
-  Result<View<std::uint32_t>> allocated_pids(std::uint32_t, std::uint32_t) override { return none(); }
-  Result<std::optional<std::uint64_t>> start_of_pid(std::int32_t) override { return none(); }
-  Result<View<MemoryRegion>> memory_regions(std::int32_t) override { return none(); }
-  Result<View<OpenFile>> open_files(std::optional<std::int32_t>) override { return none(); }
-  Result<View<std::string>> environment(std::int32_t) override { return none(); }
-  Result<View<KernelModule>> modules() override { return none(); }
-  Result<View<Socket>> sockets() override { return none(); }
-  Result<View<Mount>> mounts(std::optional<std::int32_t>) override { return none(); }
   Result<View<NetworkInterface>> interfaces() override {
     if (!network)
       return none();
@@ -39,23 +27,10 @@ public:
     view.items = *network;
     return view;
   }
-  Result<View<LogRecord>> kernel_log() override { return none(); }
-  Result<BpfView> bpf() override { return none(); }
-  ViewStatus for_each_symbol(const std::function<bool(const KernelSymbol &)> &) override { return {}; }
-  std::optional<KernelSymbol> find_symbol(std::string_view) override { return std::nullopt; }
-  std::size_t read_kernel(Gva, std::span<std::byte>) override { return 0; }
-  Result<std::size_t> read_process(std::int32_t, Gva, std::span<std::byte>) override { return none(); }
-  Result<ProcessImage> process_image(std::int32_t) override { return none(); }
-  Result<CachedFile> recover_file(std::string_view,
-                                  const std::function<Result<void>(std::uint64_t, Bytes)> &) override {
-    return none();
-  }
-  std::string crash_information() override { return {}; }
 
   std::optional<std::vector<NetworkInterface>> network;
 
 private:
-  static std::unexpected<Error> none() { return fail(ErrorCode::not_found, "nothing"); }
   const linux_guest::Kernel &kernel_;
 };
 
