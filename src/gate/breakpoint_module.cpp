@@ -11,12 +11,18 @@
 
 namespace lararium::gate {
 
+namespace {
+constexpr std::chrono::milliseconds cpus_pause{100}; // between looks at how many there are
+}
+
 struct BreakpointModule::Functions {
   std::vector<WatchedFunction> items;
 };
 
-BreakpointModule::BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, CallReader reader)
-    : system_(system), kernel_(kernel), reader_(std::move(reader)), functions_(std::make_unique<Functions>()) {}
+BreakpointModule::BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, Debugger &debugger,
+                                   CallReader reader)
+    : system_(system), kernel_(kernel), debugger_(debugger), reader_(std::move(reader)),
+      functions_(std::make_unique<Functions>()) {}
 BreakpointModule::~BreakpointModule() = default;
 
 Result<std::unique_ptr<BreakpointModule>> BreakpointModule::install(OperatingSystem &system, Debugger &debugger,
@@ -26,18 +32,38 @@ Result<std::unique_ptr<BreakpointModule>> BreakpointModule::install(OperatingSys
     return fail(ErrorCode::unsupported, "only Linux guests can be hooked so far");
   system.refresh();
   TRY_ASSIGN(auto reader, CallReader::create(*kernel));
-  std::unique_ptr<BreakpointModule> module(new BreakpointModule(system, *kernel, std::move(reader)));
+  std::unique_ptr<BreakpointModule> module(new BreakpointModule(system, *kernel, debugger, std::move(reader)));
   TRY_ASSIGN(module->functions_->items, watched_functions(*kernel, hooks));
-  std::vector<Gva> addresses;
   for (const WatchedFunction &function : module->functions_->items) {
     TRY(module->step_over({.vcpu = 0, .address = function.address, .stack = {}, .arguments = {}}, nullptr));
-    addresses.push_back(function.address);
+    module->addresses_.push_back(function.address);
     module->sites_.push_back({function.watchers.front().hook, function.name, function.address});
   }
   const auto begin = std::chrono::steady_clock::now();
-  TRY_ASSIGN(module->breakpoints_, debugger.begin(addresses));
+  TRY_ASSIGN(module->breakpoints_, debugger.begin(module->addresses_));
   module->stopped_ = std::chrono::steady_clock::now() - begin;
+  module->cpus_ = module->online_cpus();
   return module;
+}
+
+std::uint32_t BreakpointModule::online_cpus() const {
+  const auto symbol = kernel_.symbol("__num_online_cpus"); // 5.4, 0c09ab96fc82
+  return symbol ? kernel_.read<std::uint32_t>(*symbol).value_or(0) : 0;
+}
+
+Result<void> BreakpointModule::follow_cpus() {
+  if (const auto now = std::chrono::steady_clock::now(); now < next_look_)
+    return {};
+  else
+    next_look_ = now + cpus_pause;
+  system_.refresh();
+  const std::uint32_t before = std::exchange(cpus_, online_cpus());
+  if (breakpoints_ && cpus_ <= before)
+    return {};
+  if (const auto old = std::move(breakpoints_))
+    TRY(old->end());
+  TRY_ASSIGN(breakpoints_, debugger_.begin(addresses_));
+  return {};
 }
 
 // A function begins with something that does nothing (endbr64, the place for a call to a tracer), or with the call to a
@@ -68,7 +94,10 @@ Result<void> BreakpointModule::wait(std::chrono::microseconds timeout, std::vect
     const auto left = std::chrono::ceil<std::chrono::microseconds>(end - std::chrono::steady_clock::now());
     if (left.count() <= 0)
       return {};
-    TRY_ASSIGN(hit_, breakpoints_->wait(left));
+    TRY(follow_cpus());
+    if (!breakpoints_)
+      return fail(ErrorCode::protocol, "the VM has lost its breakpoints");
+    TRY_ASSIGN(hit_, breakpoints_->wait(std::min(left, std::chrono::microseconds(cpus_pause))));
   }
   ++counts_.faults;
   const auto function = std::ranges::find(functions_->items, hit_->address, &WatchedFunction::address);

@@ -12,7 +12,7 @@ namespace lararium::gate {
 
 class BreakpointModule final : public JumpModule {
 public:
-  // At the beginning of each function of the hooks. `system`, of Linux, must outlive it.
+  // At the beginning of each function of the hooks. `system`, of Linux, and `debugger` must outlive it.
   [[nodiscard]] static Result<std::unique_ptr<BreakpointModule>> install(OperatingSystem &system, Debugger &debugger,
                                                                          const std::vector<const HookEntry *> &hooks);
 
@@ -30,15 +30,22 @@ public:
 
 private:
   struct Functions;
-  BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, CallReader reader);
+  BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, Debugger &debugger, CallReader reader);
+  [[nodiscard]] std::uint32_t online_cpus() const; // 0: not known
+  // A CPU that was plugged in has no breakpoints: all are set again.
+  [[nodiscard]] Result<void> follow_cpus();
   // Behind the first instruction of a function, which has the effect that it would have had; with no `breakpoints` only
   // whether that can be done.
   [[nodiscard]] Result<BreakpointStep> step_over(const BreakpointHit &hit, Breakpoints *breakpoints);
 
   OperatingSystem &system_;
   const linux_guest::Kernel &kernel_;
+  Debugger &debugger_;
   CallReader reader_;
+  std::vector<Gva> addresses_;
   std::unique_ptr<Breakpoints> breakpoints_;
+  std::uint32_t cpus_ = 0; // that were online
+  std::chrono::steady_clock::time_point next_look_;
   std::unique_ptr<Functions> functions_;
   std::vector<GateSite> sites_;
   std::vector<std::string> limitations_;

@@ -202,8 +202,11 @@ public:
       return {};
     const auto stub = std::move(stub_);
     TRY(stub->interrupt());
+    // QEMU takes a breakpoint from one CPU after the other, and refuses ("E22") at the first that has none: one that
+    // was plugged in later, behind all that have it. Whatever it says, the others must go, too: a guest that meets one
+    // with nobody there stands still for good. When the connection is lost, end() says so.
     for (std::size_t i = 0; i < set_; ++i)
-      TRY(stub->ask(fmt::format("z1,{:x},1", addresses_[i].value)));
+      static_cast<void>(stub->ask(fmt::format("z1,{:x},1", addresses_[i].value)));
     return stub->end();
   }
 
