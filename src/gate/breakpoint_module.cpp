@@ -20,8 +20,8 @@ struct BreakpointModule::Functions {
 };
 
 BreakpointModule::BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, Debugger &debugger,
-                                   CallReader reader)
-    : system_(system), kernel_(kernel), debugger_(debugger), reader_(std::move(reader)),
+                                   const CallReader &reader)
+    : system_(system), kernel_(kernel), debugger_(debugger), reader_(reader),
       functions_(std::make_unique<Functions>()) {}
 BreakpointModule::~BreakpointModule() = default;
 
@@ -32,7 +32,7 @@ Result<std::unique_ptr<BreakpointModule>> BreakpointModule::install(OperatingSys
     return fail(ErrorCode::unsupported, "only Linux guests can be hooked so far");
   system.refresh();
   TRY_ASSIGN(auto reader, CallReader::create(*kernel));
-  std::unique_ptr<BreakpointModule> module(new BreakpointModule(system, *kernel, debugger, std::move(reader)));
+  std::unique_ptr<BreakpointModule> module(new BreakpointModule(system, *kernel, debugger, reader));
   TRY_ASSIGN(module->functions_->items, watched_functions(*kernel, hooks));
   for (const WatchedFunction &function : module->functions_->items) {
     TRY(module->step_over({.vcpu = 0, .address = function.address, .stack = {}, .arguments = {}}, nullptr));

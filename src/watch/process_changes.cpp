@@ -43,11 +43,9 @@ bool ProcessChanges::same_credentials(const Known &known, const Process &now) {
 }
 
 void ProcessChanges::take(Known &known, const Process &now) {
-  const std::string exe = now.exe.empty() ? std::move(known.actor.exe) : now.exe.substr(0, kept_text);
-  const std::string container = now.container_id.empty() ? std::move(known.actor.container_id) : now.container_id;
-  known.actor = actor_of(now);
-  known.actor.exe = exe;
-  known.actor.container_id = container.substr(0, 64);
+  Actor before = std::exchange(known.actor, actor_of(now));
+  known.actor.exe = now.exe.empty() ? std::move(before.exe) : now.exe.substr(0, kept_text);
+  known.actor.container_id = now.container_id.empty() ? std::move(before.container_id) : now.container_id.substr(0, 64);
   if (now.start_since_boot_ns != 0)
     known.start = now.start_since_boot_ns;
   if (now.memory)

@@ -29,7 +29,7 @@ public:
   Schedule(std::size_t checks, const Pace &pace, Clock::time_point now);
 
   [[nodiscard]] std::optional<std::size_t> due(Clock::time_point now) const; // the one that waited longest
-  [[nodiscard]] std::chrono::nanoseconds period(std::size_t check) const; // when nothing is to be paid back
+  [[nodiscard]] std::chrono::nanoseconds period(std::size_t check) const;    // when nothing is to be paid back
 
   // A look that settled the check, and the processor time that it took.
   void settled(std::size_t check, Clock::time_point now, std::chrono::nanoseconds cost);

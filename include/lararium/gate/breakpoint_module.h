@@ -30,7 +30,8 @@ public:
 
 private:
   struct Functions;
-  BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, Debugger &debugger, CallReader reader);
+  BreakpointModule(OperatingSystem &system, const linux_guest::Kernel &kernel, Debugger &debugger,
+                   const CallReader &reader);
   [[nodiscard]] std::uint32_t online_cpus() const; // 0: not known
   // A CPU that was plugged in has no breakpoints: all are set again.
   [[nodiscard]] Result<void> follow_cpus();

@@ -310,7 +310,8 @@ std::optional<std::string> GdbPackets::next() {
   return packet;
 }
 
-Result<std::unique_ptr<GdbStub>> GdbStub::open(std::shared_ptr<Session> session, std::span<const Gva> breakpoints) {
+Result<std::unique_ptr<GdbStub>> GdbStub::open(const std::shared_ptr<Session> &session,
+                                               std::span<const Gva> breakpoints) {
   if (session->monitors.empty())
     return fail(ErrorCode::unsupported, "the VM has no monitor that can be reached: its code cannot be changed");
   std::unique_ptr<GdbStub> stub(new GdbStub(session));

@@ -49,7 +49,7 @@ private:
 class GdbStub {
 public:
   // `breakpoints` are those that may be set, and that go if this process is killed.
-  [[nodiscard]] static Result<std::unique_ptr<GdbStub>> open(std::shared_ptr<Session> session,
+  [[nodiscard]] static Result<std::unique_ptr<GdbStub>> open(const std::shared_ptr<Session> &session,
                                                              std::span<const Gva> breakpoints = {});
   GdbStub(const GdbStub &) = delete;
   GdbStub &operator=(const GdbStub &) = delete;

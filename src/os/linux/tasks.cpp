@@ -81,7 +81,8 @@ void expect_links(const Kernel &kernel, const ListLayout &layout, std::span<cons
 
 } // namespace
 
-Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, ViewStatus &status) {
+Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, ViewStatus &status,
+                                          std::span<const std::int32_t> only) {
   const auto init_task = kernel.symbol("init_task");
   if (!init_task)
     return fail(ErrorCode::not_found, "the kernel has no symbol init_task");
@@ -89,6 +90,7 @@ Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, Vi
   const ListLayout &layout = *kept;
   const std::size_t limit = task_limit(kernel, layout.task_size);
 
+  const std::unordered_set<std::int32_t> wanted(only.begin(), only.end());
   std::vector<TaskEntry> tasks;
   WalkResult walk;
   std::string thread_problem;
@@ -107,7 +109,7 @@ Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, Vi
       leaders.push_back(task);
       const auto pid = kernel.read<std::int32_t>(task + layout.pid.offset);
       const auto tgid = kernel.read<std::int32_t>(task + layout.tgid.offset);
-      if (!pid || !tgid)
+      if (!pid || !tgid || (!wanted.empty() && !wanted.contains(*tgid)))
         return true;
       if (!threads) {
         tasks.push_back({task, *pid, *tgid});
@@ -928,13 +930,9 @@ std::optional<Gva> parent_of_task(const Kernel &kernel, Gva task) {
 Result<View<Process>> read_processes(const Kernel &kernel, const ProcessQuery &query) {
   View<Process> view;
   // A process' CPU time is the sum over its threads, so all are walked in any case.
-  TRY_ASSIGN(auto tasks, list_tasks(kernel, true, view.status));
-  if (!query.only_pids.empty()) {
-    const std::unordered_set<std::int32_t> wanted(query.only_pids.begin(), query.only_pids.end());
-    std::erase_if(tasks, [&](const TaskEntry &entry) { return !wanted.contains(entry.tgid); });
-    if (tasks.empty())
-      return fail(ErrorCode::not_found, fmt::format("the guest has no process {}", fmt::join(query.only_pids, ", ")));
-  }
+  TRY_ASSIGN(const auto tasks, list_tasks(kernel, true, view.status, query.only_pids));
+  if (!query.only_pids.empty() && tasks.empty())
+    return fail(ErrorCode::not_found, fmt::format("the guest has no process {}", fmt::join(query.only_pids, ", ")));
   TRY_ASSIGN(const ProcessLayout *layout, kernel.layout<ProcessLayout>());
   std::optional<PathResolver> paths;
   if (query.paths || query.current_directory) {

@@ -16,9 +16,11 @@ struct TaskEntry {
   std::int32_t pid = 0, tgid = 0;
 };
 
-// All thread group leaders, init_task (pid 0) left out, in the list's order; with `threads`, all threads. The walk is
-// repeated up to 4 times when the guest changed the list meanwhile; `status` tells.
-[[nodiscard]] Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, ViewStatus &status);
+// All thread group leaders, init_task (pid 0) left out, in the list's order; with `threads`, all threads; those of the
+// processes `only`, where it names some. The walk is repeated up to 4 times when the guest changed the list meanwhile;
+// `status` tells.
+[[nodiscard]] Result<std::vector<TaskEntry>> list_tasks(const Kernel &kernel, bool threads, ViewStatus &status,
+                                                        std::span<const std::int32_t> only = {});
 
 // The task_struct of a process (of its leader), or not_found.
 [[nodiscard]] Result<Gva> find_task(const Kernel &kernel, std::int32_t pid);
