@@ -17,6 +17,16 @@ const Process *first_process(const std::vector<Process> &processes) {
   return found == processes.end() ? nullptr : &*found;
 }
 
+// What a later look compares is kept of a process, and no text but its name: each look bounds the texts that it reads,
+// but those of many looks would add up.
+void forget_texts(Process &process) {
+  process.groups = {};
+  process.arguments = {};
+  for (std::string *const text :
+       {&process.exe, &process.current_directory, &process.cgroup, &process.container_id, &process.tty})
+    *text = {};
+}
+
 } // namespace
 
 Result<BootIdentity> identify(OperatingSystem &system) {
@@ -161,6 +171,7 @@ Result<void> GuestWatcher::look_at_processes(Records &records) {
   } else {
     processes_.update(seen_, [this](std::int32_t pid) { return system_.start_of_pid(pid); }, records);
     mount_namespaces_.clear();
+    std::ranges::for_each(seen_.items, forget_texts);
     for (const Process &process : seen_.items)
       if (process.namespaces.mnt != 0 && mount_namespaces_.size() < namespace_limit)
         mount_namespaces_.emplace(process.namespaces.mnt, process.tgid);

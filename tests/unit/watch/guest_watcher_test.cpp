@@ -115,6 +115,20 @@ TEST(GuestWatcher, ReadsOnlyWhatChanged) {
   EXPECT_EQ(watched.guest.looks, before_the_end);
 }
 
+TEST(GuestWatcher, WhatIsKnownOfAProcessOutlastsTheLooksThatDoNotReadIt) {
+  Watched watched;
+  watched.guest.put(9, 3000, "shell");
+  EXPECT_EQ(watched.poll(), Types{"process_started"});
+  watched.guest.put(10, 3001, "other");
+  EXPECT_EQ(watched.poll(), Types{"process_started"});
+  watched.guest.now.erase(9);
+  Records records;
+  ASSERT_TRUE(watched.watcher.poll(watched.time + 100ms, records));
+  ASSERT_EQ(records.items().size(), 1U);
+  ASSERT_TRUE(records.items()[0].actor);
+  EXPECT_EQ(records.items()[0].actor->exe, "/bin/shell");
+}
+
 TEST(GuestWatcher, APidThatWasUsedAgainIsAnotherProcess) {
   Watched watched;
   watched.guest.put(7, 4000, "daemon");
