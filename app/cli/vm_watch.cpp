@@ -162,16 +162,9 @@ void VmWatch::adopt(Guest guest, Clock::time_point now, watch::Records &records)
     records.add("watch_notice", note);
 }
 
-// Once for each thing that the guest says: what it says may not be so.
 bool VmWatch::take_new_memory(watch::Records &records) {
-  const auto page = attached_->watcher->pulse().last_ram_page;
-  if (!page || page == last_ram_page_ || std::ranges::any_of(target_.memory->ranges(), [&](const RamRange &range) {
-        return *page >= range.base && *page - range.base < range.size;
-      }))
-    return false;
-  last_ram_page_ = page;
-  auto fresh = host_.open(std::to_string(target_.identity.pid));
-  if (!fresh || fresh->memory->total_size() <= target_.memory->total_size())
+  auto fresh = plugged_.look(host_, target_, attached_->watcher->pulse().last_ram_page);
+  if (!fresh)
     return false;
   records.add("watch_notice",
               fmt::format("memory was plugged into {}: what runs there is looked at anew", target_.identity.name));

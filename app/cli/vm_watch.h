@@ -1,6 +1,7 @@
 // Watches one VM through all that can happen to it: its guest boots, reboots, is paused, goes back to a snapshot, ends.
 #pragma once
 
+#include "plugged_memory.h"
 #include "session.h"
 
 #include "lararium/detect/runner.h"
@@ -66,8 +67,8 @@ private:
   watch::GuestCounts earlier_; // of kernels that are gone
   bool lost_ = true;           // the kernel that was attached to, if any, was not there at the last look
   bool gone_ = false, paused_ = false;
-  std::string told_why_;             // it waits; told once
-  std::optional<Gpa> last_ram_page_; // for which the map was asked for anew
+  std::string told_why_; // it waits; told once
+  PluggedMemory plugged_;
   Clock::time_point due_{}, next_search_{}, next_still_look_{};
   std::chrono::milliseconds still_pause_{1000};
 };

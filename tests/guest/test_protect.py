@@ -64,7 +64,7 @@ class Monitor:
 
 class Protect(harness.GuestTest):
     OPTIONS = {"backend": os.environ.get("LARARIUM_BACKEND", "memfd"), "qemu": os.environ.get("LARARIUM_QEMU", "7.2"),
-               "memory": "512M", "modules": ["dummy"], "sandbox": True}
+               "memory": "512M", "max_memory": "1G", "modules": ["dummy"], "sandbox": True}
 
     @classmethod
     def setUpClass(cls):
@@ -198,6 +198,17 @@ class Protect(harness.GuestTest):
             time.sleep(0.5)
             self.carry_out(monitor, "module_text_byte", "", "module text", r"\[dummy\]$")
             self.attacker.off("module_text_byte")
+
+    def test_memory_that_is_plugged_in(self):
+        """What comes to lie there can be protected only when the protection knows of it."""
+        with self.monitor() as monitor:
+            known = len(monitor.records)
+            self.guest.hotplug_memory("256M")
+            monitor.wait_for(lambda r: r["type"] == "protection_notice" and "plugged in" in r["sentence"], "notice")
+            monitor.wait_for(lambda r: r["type"] == "protection_started" and r not in [r for _, r in monitor.records[:known]],
+                             "the next start", 60)
+            self.carry_out(monitor, "rodata_byte", "", "read-only data", r"banner")
+            self.attacker.off("rodata_byte")
 
     def test_killed_under_load(self):
         """SIGKILL at any moment, also while it takes hold of QEMU: nothing of it stays, the guest goes on at once."""

@@ -1,6 +1,7 @@
 #include "../context.h"
 #include "../exit_codes.h"
 #include "../live_records.h"
+#include "../plugged_memory.h"
 #include "../record_output.h"
 #include "../served_vm.h"
 #include "../text.h"
@@ -159,7 +160,29 @@ private:
       look_at_nics(records);
     }
     put(records);
+    if (stepped)
+      take_new_memory();
     return stepped;
+  }
+  // Modules that are loaded there could not be protected.
+  void take_new_memory() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_memory_)
+      return;
+    next_memory_ = now + memory_interval;
+    guest_.system->refresh();
+    const auto pulse = guest_.system->pulse();
+    auto fresh = pulse ? plugged_.look(host_, target_, pulse->last_ram_page) : std::nullopt;
+    if (!fresh)
+      return;
+    Record notice;
+    notice.type = "protection_notice";
+    notice.sentence = "memory was plugged in: the protection is made anew";
+    tell(std::move(notice));
+    add_counts();
+    let_go();
+    target_ = std::move(*fresh);
+    take_up_again();
   }
   void lose() override { add_counts(); }
   [[nodiscard]] Record paused(const Error &why) const override {
@@ -271,9 +294,12 @@ private:
     sum_.longest_open = std::max(sum_.longest_open, now.longest_open);
   }
 
+  static constexpr std::chrono::milliseconds memory_interval{500};
   Host &host_;
   KeeperOptions options_;
   MonitorDesk desk_;
+  PluggedMemory plugged_;
+  std::chrono::steady_clock::time_point next_memory_{};
   Guest guest_;
   ProtectionStart protection_;
   std::unique_ptr<MemoryGuard> guard_;
