@@ -58,11 +58,12 @@ void print_record(Output &out, const Record &record, bool json) {
   out.buffer() += '\n';
   if (!record.finding)
     return;
-  constexpr std::array shown{"expected_bytes", "found_bytes", "expected",          "found",
-                             "vcpu",           "action",      "after_microseconds"};
+  constexpr std::array shown{
+      "expected_bytes",    "found_bytes", "expected", "found", "vcpu", "action", "in_memory_after_microseconds",
+      "after_microseconds"};
   for (const RecordField &field : record.fields)
     if (std::ranges::find(shown, field.name) != shown.end()) {
-      out.styled(Style::dim, fmt::format("             {:<18}", field.name));
+      out.styled(Style::dim, fmt::format("             {:<28}", field.name));
       out.buffer() += fmt::format(" {}\n", text_of(field.value));
     }
 }
